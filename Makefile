@@ -1,0 +1,156 @@
+# Everything is built without cgo, so that a binary runs in any guest.
+export CGO_ENABLED = 0
+
+GO ?= go
+
+# The machine's tools, as Debian packages: one that is missing is installed by
+# `make setup` when root runs it, and named otherwise.
+VM_PACKAGES = qemu-system-x86 iptables nftables tcpdump conntrack busybox-static iproute2 iputils-ping kmod util-linux \
+	xz-utils zstd
+PACKAGES = $(VM_PACKAGES) clang-19 llvm-19 clang-format-19 libbpf-dev linux-libc-dev git cpio netbase strace
+
+.DELETE_ON_ERROR:
+.PHONY: help demo build install setup setup-vm generate lint lint-go lint-bpf fmt fuzz cross clean vm test test-quick test-all test-unit test-e2e test-e2e-lockdown bench
+
+help:
+	@sed -n 's/^#: //p' $(MAKEFILE_LIST)
+
+#: make demo                the main job: traced packets between containers, here or in a VM; DEMOFLAGS='-vm -kernel 6.1'
+demo: setup-vm
+	@$(GO) build -o build/ ./cmd/nftrace ./testenv/cmd/demo ./testenv/cmd/traffic
+	@build/demo $(DEMOFLAGS)
+
+#: make build               build/nftrace
+build: build/nftrace
+
+#: make install             to $(DESTDIR)$(PREFIX)/bin; PREFIX is /usr/local
+PREFIX = /usr/local
+install: build
+	install -D -m 755 build/nftrace $(DESTDIR)$(PREFIX)/bin/nftrace
+
+#: make setup               install the Debian packages that are missing
+define install-missing
+@missing=$$(for p in $(1); do \
+	dpkg-query -W -f '$${Status}' "$$p" 2>/dev/null | grep -q 'ok installed' || printf '%s ' "$$p"; done); \
+if [ -z "$$missing" ]; then exit 0; fi; \
+if [ "$$(id -u)" != 0 ]; then echo "setup: missing packages: $$missing(run make setup as root)" >&2; exit 1; fi; \
+export DEBIAN_FRONTEND=noninteractive; \
+set -x; apt-get update -q && apt-get install -y -q --no-install-recommends $$missing
+endef
+setup:
+	$(call install-missing,$(PACKAGES))
+setup-vm:
+	$(call install-missing,$(VM_PACKAGES))
+
+#: make generate            compile bpf/*.c again (what it makes is committed)
+generate:
+	$(GO) generate ./...
+
+#: make lint                gofmt, go vet, staticcheck, clang-format
+lint: lint-go lint-bpf
+lint-go:
+	@bad=$$(gofmt -l .); if [ -n "$$bad" ]; then echo "not formatted (make fmt):" $$bad >&2; exit 1; fi
+	$(GO) vet ./...
+	$(GO) tool staticcheck ./...
+lint-bpf:
+	clang-format-19 --dry-run -Werror bpf/*.[ch]
+
+#: make fmt                 format Go and C
+fmt:
+	gofmt -w .
+	clang-format-19 -i bpf/*.[ch]
+
+#: make vm CMD='uname -a'   run a shell line in a VM; KERNEL=6.1, VMFLAGS='-smp 2 -put a:/b' (see build/vm -h)
+KERNEL ?= 6.12
+CMD ?= uname -a
+vm: build/vm
+	build/vm -kernel $(KERNEL) $(VMFLAGS) -- sh -c '$(subst ','\'',$(CMD))'
+
+# make vm-6.1 CMD='uname -a'
+vm-%: build/vm
+	build/vm -kernel $* $(VMFLAGS) -- sh -c '$(subst ','\'',$(CMD))'
+
+#: make test                unit tests, then scenarios and half of the rulesets in a VM with each kernel
+test: test-unit test-quick
+
+test-quick:
+	$(MAKE) test-e2e RUN='^(TestCases|TestBadInput|TestOracle.*|TestTruth.*)$$$$' VMFLAGS='$(VMFLAGS) -env NFTRACE_TRUTH=half'
+
+#: make test-all            unit tests, then all end-to-end tests (CI)
+test-all: test-unit test-e2e test-e2e-lockdown
+
+test-unit:
+	$(GO) test ./...
+
+#: make test-e2e            all end-to-end tests; KERNELS='6.1', RUN='TestCases/s1', VMFLAGS='-smp 2'
+# With one CPU the counters of legacy tables are in the rules, with more per CPU: the
+# first kernel has one, the second two, and half of the rulesets.
+KERNELS ?= 6.12 6.1
+RUN ?= .
+KERNELFLAGS.6.1 ?= -smp 2 -env NFTRACE_TRUTH=half
+test-e2e: $(KERNELS:%=test-e2e-%)
+
+# make -k test-e2e goes on with the next kernel when one has failed.
+test-e2e-%: build/vm build/e2e.test build/traffic $(if $(wildcard cmd/nftrace/main.go),build/nftrace)
+	build/vm -kernel $* -timeout 30m $(KERNELFLAGS.$*) $(if $(NFTRACE_SEEDS),-env NFTRACE_SEEDS=$(NFTRACE_SEEDS)) $(VMFLAGS) \
+		-put build/e2e.test:/e2e/e2e.test -put testenv/e2e/testdata:/e2e/testdata \
+		-put build/traffic:/usr/local/bin/traffic $(if $(wildcard cmd/nftrace/main.go),-put build/nftrace:/usr/local/bin/nftrace) \
+		-dir /e2e -- /e2e/e2e.test -test.v -test.failfast=false -test.run '$(RUN)'
+
+#: make test-interleave     rules of packets that meet in one table, with full preemption, on one CPU and on two
+test-interleave: test-interleave-1 test-interleave-2
+
+test-interleave-%:
+	$(MAKE) test-e2e-6.12 RUN='^TestInterleaved$$$$' VMFLAGS='-smp $* -append preempt=full -env NFTRACE_INTERLEAVE=1'
+
+#: make test-e2e-lockdown   what nftrace says where the kernel forbids tracing, in boots of their own
+test-e2e-lockdown: $(KERNELS:%=test-e2e-lockdown-%)
+
+test-e2e-lockdown-%:
+	$(MAKE) test-e2e-$* RUN='^TestLockdown$$$$' VMFLAGS='$(VMFLAGS) -append lockdown=confidentiality'
+
+#: make bench               what nftrace costs a packet, in instructions; KERNEL=6.1, BENCHFLAGS=-profile
+# First with per-CPU counters as on real hosts, then with those of one possible CPU.
+# Last, not counting, the time until nftrace is attached.
+BENCH = build/vm -kernel $(KERNEL) -put build/bench:/usr/local/bin/bench -put build/nftrace:/usr/local/bin/nftrace
+bench: build/vm build/bench build/nftrace
+	@status=0; \
+	$(BENCH) -icount -smp 2 -append maxcpus=1 -- bench $(BENCHFLAGS) || status=1; \
+	$(BENCH) -icount -- bench $(BENCHFLAGS) || status=1; \
+	$(BENCH) -- bench -attach || status=1; \
+	exit $$status
+
+build/bench: FORCE
+	$(GO) build -o $@ ./testenv/bench
+
+#: make fuzz                each fuzz target in turn; FUZZTIME=10s
+FUZZTIME ?= 10s
+fuzz:
+	@for t in $$(grep -rEo --include='*_test.go' '^func Fuzz[A-Za-z0-9_]+' . | sed 's,/[^/]*:func ,:,'); do \
+		echo "$$t"; \
+		$(GO) test -run '^$$' -fuzz "^$${t#*:}\$$" -fuzztime $(FUZZTIME) "$${t%:*}" || exit 1; \
+	done
+
+#: make cross               build and vet for arm64
+cross:
+	GOARCH=arm64 $(GO) build ./...
+	GOARCH=arm64 $(GO) vet ./...
+
+#: make clean               remove build/; kernels stay in $NFTRACE_CACHE or ~/.cache/nftrace
+clean:
+	rm -rf build
+
+build/e2e.test: FORCE
+	$(GO) test -c -o $@ ./testenv/e2e
+
+build/traffic: FORCE
+	$(GO) build -o $@ ./testenv/cmd/traffic
+
+build/nftrace: FORCE
+	$(GO) build -o $@ ./cmd/nftrace
+
+# go build knows best whether something has changed.
+build/vm: FORCE
+	$(GO) build -o $@ ./testenv/cmd/vm
+
+FORCE:

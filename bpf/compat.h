@@ -1,0 +1,92 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * Everything in which kernels differ, each with the commit that changed it.
+ * No other file knows of a kernel version.
+ */
+#ifndef NFTRACE_COMPAT_H
+#define NFTRACE_COMPAT_H
+
+#include "maps.h"
+
+/*
+ * 354259fa73e2 ("net: remove skb->vlan_present", 6.1): a tag is present where
+ * vlan_all is not 0; before, a bit said so. Returns 1 + VLAN id, or 0.
+ */
+static __always_inline u16 vlan_of(struct sk_buff *skb)
+{
+	if (bpf_core_field_exists(skb->vlan_all) && skb->vlan_all)
+		return (skb->vlan_tci & 0xfff) + 1;
+	return 0;
+}
+
+/* __per_cpu_offset of each CPU; it does not change, and reading it costs. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, u32);
+	__type(value, u64);
+} percpu_base SEC(".maps");
+
+/* The address of a per-CPU variable's copy on this CPU. */
+static __always_inline void *this_cpu(u64 off)
+{
+	u32 zero = 0, cpu;
+	u64 *base = bpf_map_lookup_elem(&percpu_base, &zero);
+
+	if (!base)
+		return NULL;
+	if (!*base) {
+		cpu = bpf_get_smp_processor_id();
+		bpf_probe_read_kernel(base, sizeof(*base),
+				      (void *)(sym_per_cpu_offset + 8UL * cpu));
+	}
+	return (void *)(*base + off);
+}
+
+/*
+ * Whether bottom halves are off here, so that nothing else can run on this CPU
+ * until the function under the probe returns (include/linux/preempt.h).
+ *
+ * x86 keeps the count in a per-CPU variable: __preempt_count, from 64701838bf05
+ * ("x86/percpu: Move preempt_count next to current_task", 6.2) to 46e8fff6d45f
+ * ("x86/preempt: Move preempt count to percpu hot section", 6.15) in pcpu_hot.
+ * arm64 keeps it in the task.
+ */
+struct preempt___arm64 {
+	u32 count;
+} __attribute__((preserve_access_index));
+
+struct thread_info___arm64 {
+	struct preempt___arm64 preempt;
+} __attribute__((preserve_access_index));
+
+struct task_struct___arm64 {
+	struct thread_info___arm64 thread_info;
+} __attribute__((preserve_access_index));
+
+#define SOFTIRQ_HARDIRQ_NMI_MASK 0x00ffff00
+
+static __always_inline bool bh_off(void)
+{
+	u32 count = 0;
+
+	if (sym_preempt_count) {
+		void *p = this_cpu(sym_preempt_count);
+
+		if (!p || bpf_probe_read_kernel(&count, sizeof(count), p))
+			return false;
+	} else if (sym_pcpu_hot) {
+		struct pcpu_hot *hot = this_cpu(sym_pcpu_hot);
+
+		if (bpf_core_field_exists(hot->preempt_count))
+			count = BPF_CORE_READ(hot, preempt_count);
+	} else {
+		struct task_struct___arm64 *t = (void *)bpf_get_current_task();
+
+		if (bpf_core_field_exists(t->thread_info.preempt.count))
+			count = BPF_CORE_READ(t, thread_info.preempt.count);
+	}
+	return count & SOFTIRQ_HARDIRQ_NMI_MASK;
+}
+
+#endif

@@ -1,0 +1,187 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * The kernel's structs, with the few fields that nftrace reads. CO-RE finds
+ * each field by name in the running kernel; nothing here is an offset.
+ */
+#ifndef NFTRACE_KERNEL_H
+#define NFTRACE_KERNEL_H
+
+#include <linux/types.h>
+#include <linux/bpf.h>
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_core_read.h>
+#include <bpf/bpf_tracing.h>
+#include <bpf/bpf_endian.h>
+
+#define bool  _Bool
+#define true  1
+#define false 0
+#define NULL  ((void *)0)
+
+typedef unsigned long long u64;
+typedef unsigned int u32;
+typedef unsigned short u16;
+typedef unsigned char u8;
+
+#pragma clang attribute push(__attribute__((preserve_access_index)),           \
+			     apply_to = record)
+
+struct ns_common {
+	unsigned int inum;
+};
+
+struct nf_hook_entries;
+
+struct netns_nf {
+	struct nf_hook_entries *hooks_ipv4[5];
+	struct nf_hook_entries *hooks_ipv6[5];
+	struct nf_hook_entries *hooks_bridge[5];
+};
+
+struct net {
+	struct ns_common ns;
+	struct netns_nf nf;
+};
+
+typedef struct {
+	struct net *net;
+} possible_net_t;
+
+struct net_device {
+	char name[16];
+	int ifindex;
+	unsigned short type;
+	unsigned short hard_header_len;
+	possible_net_t nd_net;
+};
+
+typedef struct {
+	u32 val;
+} kuid_t;
+
+struct cred {
+	kuid_t fsuid;
+	kuid_t fsgid;
+};
+
+struct file {
+	const struct cred *f_cred;
+};
+
+struct socket {
+	struct file *file;
+};
+
+struct sock_common {
+	volatile unsigned char skc_state;
+	possible_net_t skc_net;
+};
+
+struct sock {
+	struct sock_common __sk_common;
+	struct socket *sk_socket;
+};
+
+struct skb_ext {
+	u8 offset[1];
+};
+
+struct sk_buff {
+	struct net_device *dev;
+	struct sock *sk;
+	unsigned long _nfct;
+	unsigned int len, data_len;
+	u32 mark;
+	u32 vlan_all;
+	u16 vlan_tci;
+	u16 protocol;
+	u16 network_header;
+	u16 mac_header;
+	int skb_iif;
+	unsigned char *head;
+	unsigned char *data;
+	u8 active_extensions;
+	struct skb_ext *extensions;
+};
+
+struct nf_bridge_info {
+	int physinif;
+	struct net_device *physoutdev;
+};
+
+struct nf_hook_state {
+	u8 hook;
+	u8 pf;
+	struct net_device *in;
+	struct net_device *out;
+	struct net *net;
+};
+
+struct nf_conn {
+	possible_net_t ct_net;
+};
+
+struct net_bridge_port {
+	struct net_device *dev;
+};
+
+struct xt_table_info {
+	unsigned int size;
+	unsigned int number;
+	unsigned char entries[0];
+};
+
+struct xt_table {
+	struct xt_table_info *private;
+	u8 af;
+	char name[32];
+};
+
+struct sched_entity {
+	u64 nr_migrations;
+};
+
+struct task_struct {
+	int pid;
+	struct sched_entity se;
+};
+
+struct pcpu_hot {
+	int preempt_count;
+};
+
+#pragma clang attribute pop
+
+#define NFPROTO_IPV4   2
+#define NFPROTO_BRIDGE 7
+#define NFPROTO_IPV6   10
+
+#define NF_INET_PRE_ROUTING  0
+#define NF_INET_LOCAL_IN     1
+#define NF_INET_LOCAL_OUT    3
+#define NF_INET_POST_ROUTING 4
+
+#define NF_ACCEPT 1
+#define NF_STOLEN 2
+
+#define ETH_P_IP   0x0800
+#define ETH_P_ARP  0x0806
+#define ETH_P_IPV6 0x86dd
+
+#define SKB_EXT_BRIDGE_NF 0
+
+#define TCP_TIME_WAIT	 6
+#define TCP_NEW_SYN_RECV 12
+
+/*
+ * Tells the verifier a bound that clang, which knows it from the code above, would
+ * optimise away.
+ */
+#define bounded(n, mask)                                                       \
+	({                                                                     \
+		u64 __n = (n);                                                 \
+		asm volatile("%0 &= %1" : "+r"(__n) : "i"(mask));              \
+		__n;                                                           \
+	})
+
+#endif

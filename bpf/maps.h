@@ -1,0 +1,181 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+#ifndef NFTRACE_MAPS_H
+#define NFTRACE_MAPS_H
+
+#include "kernel.h"
+#include "event.h"
+
+/* The records on their way to user space. Resized at load. */
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 8 << 20);
+} records SEC(".maps");
+
+/* A packet under way. */
+struct journey {
+	u64 id;
+	u32 seq;
+	u32 flags; /* JOURNEY_* */
+	u64 run;   /* 1 + the number of the table's run that is open; 0: none */
+	u64 entered; /* the call of a table that it entered last */
+	u64 left;    /* the call of a table that it left last */
+	u64 flow;    /* hash of the flow, while JOURNEY_TENTATIVE */
+};
+
+#define JOURNEY_MORPH	  0x1 /* the next release of the head is no death */
+#define JOURNEY_TENTATIVE 0x2 /* the filter has not matched yet, but may */
+
+/* The packets that are followed, by the address of their sk_buff. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 16384);
+	__type(key, u64);
+	__type(value, struct journey);
+} journeys SEC(".maps");
+
+/* Where the filter lets packets be followed: namespaces and interfaces. */
+struct iface {
+	u32 netns;
+	u32 ifindex;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1024);
+	__type(key, u32);
+	__type(value, u8);
+} filter_netns SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1024);
+	__type(key, struct iface);
+	__type(value, u8);
+} filter_ifaces SEC(".maps");
+
+/* Addresses of the containers that were named; IPv4 in the first 4 bytes. */
+struct addr {
+	u8 b[16];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1024);
+	__type(key, struct addr);
+	__type(value, u8);
+} filter_addrs SEC(".maps");
+
+/*
+ * Flows of which a packet was followed lately that the filter never matched on its
+ * way: by the low bits of the flow's hash. An older one there is forgotten.
+ */
+struct other_flow {
+	u64 hash;
+	u64 when; /* CLOCK_MONOTONIC, ns */
+};
+
+#define OTHER_FLOWS 16384
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, OTHER_FLOWS);
+	__type(key, u32);
+	__type(value, struct other_flow);
+} other_flows SEC(".maps");
+
+/* Losses by cause (enum loss), per CPU. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, LOSS_MAX);
+	__type(key, u32);
+	__type(value, u64);
+} losses SEC(".maps");
+
+/*
+ * What the loader knows of this kernel and what the user asked for. A filter
+ * that is off costs nothing: the verifier drops its code.
+ */
+const volatile u32 nr_cpus = 1;		/* possible CPUs (nr_cpu_ids) */
+const volatile bool use_places = false; /* any of the next three */
+const volatile bool use_netns = false;	/* filter_netns */
+const volatile bool use_ifaces = false; /* filter_ifaces */
+const volatile bool use_addrs = false;	/* filter_addrs */
+const volatile bool use_expr = false;	/* filter_expr() is not "all" */
+const volatile bool use_nat =
+	false; /* filter_expr() looks at what NAT changes */
+const volatile bool use_mac =
+	false; /* filter_expr() looks at Ethernet addresses */
+const volatile u32 self_tgid = 0; /* nftrace's own process */
+/*
+ * Addresses of the kernel's symbols, set before anything is attached, that of module
+ * x_tables when it is loaded. A per-CPU symbol's is its offset. 0: unknown.
+ */
+u64 sym_per_cpu_offset = 0; /* __per_cpu_offset[] */
+u64 sym_preempt_count = 0;  /* __preempt_count */
+u64 sym_pcpu_hot = 0;	    /* pcpu_hot */
+u64 sym_xt_recseq = 0;	    /* xt_recseq */
+
+/*
+ * Number of journeys under way. While it is 0 the probes have nothing to do
+ * but to look for the first packet that matches.
+ */
+u64 live = 0;
+
+static __always_inline void count_loss(u32 cause)
+{
+	u64 *n = bpf_map_lookup_elem(&losses, &cause);
+
+	if (n)
+		*n += 1;
+}
+
+static __always_inline struct journey *journey_of(const struct sk_buff *skb)
+{
+	u64 key = (u64)skb;
+
+	if (!live)
+		return NULL;
+	return bpf_map_lookup_elem(&journeys, &key);
+}
+
+static __always_inline void rec_begin(struct rec_hdr *h, u16 type,
+				      struct journey *j, struct net *net)
+{
+	h->ts = bpf_ktime_get_ns();
+	h->type = type;
+	h->cpu = bpf_get_smp_processor_id();
+	h->flags = 0;
+	h->netns = net ? net->ns.inum : 0;
+	if (j) {
+		h->jid = j->id;
+		h->seq = j->seq++;
+		if (j->flags & JOURNEY_TENTATIVE)
+			h->flags |= REC_F_TENTATIVE;
+		/* Anything but the run's own record says that its exit was missed. */
+		if (j->run && type != REC_TABLE) {
+			j->run = 0;
+			h->flags |= REC_F_HOLE;
+			count_loss(LOSS_EXIT_MISSED);
+		}
+	} else {
+		h->jid = 0;
+		h->seq = 0;
+	}
+}
+
+/*
+ * Hands a record over. The reader polls; it is woken only when the buffer is
+ * filling up, because a wake-up costs more than the record.
+ */
+static __always_inline void rec_send(void *rec, u64 size)
+{
+	u64 flags = BPF_RB_NO_WAKEUP;
+
+	if (bpf_ringbuf_query(&records, BPF_RB_AVAIL_DATA) >
+	    bpf_ringbuf_query(&records, BPF_RB_RING_SIZE) / 4)
+		flags = BPF_RB_FORCE_WAKEUP;
+	if (bpf_ringbuf_output(&records, rec, size, flags))
+		count_loss(LOSS_RINGBUF);
+}
+
+#endif

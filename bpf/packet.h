@@ -1,0 +1,145 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/* The head of a packet and the place where it is, as records hold them. */
+#ifndef NFTRACE_PACKET_H
+#define NFTRACE_PACKET_H
+
+#include "maps.h"
+#include "compat.h"
+
+static __always_inline void read_dev(struct dev *d, struct net_device *dev)
+{
+	u64 name;
+
+	if (!dev) {
+		d->ifindex = 0;
+		return;
+	}
+	d->ifindex = dev->ifindex;
+	/* 16 bytes; d->name is aligned to 4 only */
+	name = *(u64 *)&dev->name[0];
+	__builtin_memcpy(&d->name[0], &name, 8);
+	name = *(u64 *)&dev->name[8];
+	__builtin_memcpy(&d->name[8], &name, 8);
+}
+
+/* net/netfilter/nf_log_syslog.c:nf_log_dump_packet_common */
+static __always_inline void read_place(struct place *p, struct sk_buff *skb,
+				       struct nf_hook_state *state)
+{
+	p->hook = state->hook;
+	p->pf = state->pf;
+	read_dev(&p->in, state->in);
+	read_dev(&p->out, state->out);
+	p->physin = 0;
+	p->physout.ifindex = 0;
+	if (skb->active_extensions & (1 << SKB_EXT_BRIDGE_NF)) {
+		struct skb_ext *ext = skb->extensions;
+		struct nf_bridge_info *nb;
+		struct net_device *dev;
+
+		nb = (void *)ext + ((u32)BPF_CORE_READ(ext, offset[0]) << 3);
+		p->physin = BPF_CORE_READ(nb, physinif);
+		dev = BPF_CORE_READ(nb, physoutdev);
+		if (dev) {
+			p->physout.ifindex = BPF_CORE_READ(dev, ifindex);
+			bpf_probe_read_kernel(p->physout.name,
+					      sizeof(p->physout.name),
+					      &dev->name);
+		}
+	}
+}
+
+/* net/netfilter/nf_log_syslog.c:nf_log_dump_sk_uid_gid */
+static __always_inline void read_owner(struct pkt *p, struct sk_buff *skb,
+				       struct net *net)
+{
+	struct sock *sk = skb->sk;
+	struct socket *sock;
+	struct file *file;
+	const struct cred *cred;
+	u8 state;
+
+	if (!sk)
+		return;
+	state = sk->__sk_common.skc_state;
+	if (state == TCP_TIME_WAIT || state == TCP_NEW_SYN_RECV)
+		return;
+	if (sk->__sk_common.skc_net.net != net)
+		return;
+	sock = sk->sk_socket;
+	if (!sock)
+		return;
+	file = sock->file;
+	if (!file)
+		return;
+	cred = file->f_cred;
+	if (!cred)
+		return;
+	p->uid = cred->fsuid.val;
+	p->gid = cred->fsgid.val;
+	p->flags |= PKT_F_OWNER;
+}
+
+/* What targets may change of a packet. */
+static __always_inline void read_data(struct pkt *p, struct sk_buff *skb)
+{
+	unsigned char *head = skb->head;
+	u32 nh = skb->network_header;
+	u32 off = skb->data - head;
+	u32 lin = skb->len - skb->data_len + off;
+
+	p->len = skb->len;
+	p->mark = skb->mark;
+	p->ctinfo = skb->_nfct & 7;
+	/* The linear part, from the network header on. */
+	lin = lin > nh ? lin - nh : 0;
+	if (lin > PKT_DATA)
+		lin = PKT_DATA;
+	p->cap = 0;
+	/*
+	 * What is behind the linear part (skb_shared_info is, and longer than
+	 * this) is read with it and not used: so same_data need not care.
+	 */
+	if (!bpf_probe_read_kernel(p->data, sizeof(p->data), head + nh))
+		p->cap = lin;
+}
+
+static __always_inline void read_pkt(struct pkt *p, struct sk_buff *skb,
+				     struct net *net)
+{
+	u32 nh = skb->network_header, mh = skb->mac_header;
+	struct net_device *dev = skb->dev;
+	u32 mac_len;
+
+	read_data(p, skb);
+	p->ethertype = bpf_ntohs(skb->protocol);
+	p->vlan = vlan_of(skb);
+	p->flags = skb->_nfct ? PKT_F_CT : 0;
+	read_owner(p, skb, net);
+	p->mac_len = 0;
+	p->dev_type = 0;
+	if (dev) {
+		p->dev_type = dev->type;
+		mac_len = dev->hard_header_len;
+		/* dump_mac_header prints hard_header_len bytes */
+		if (mh != 0xffff && mh != nh && mac_len && mac_len <= PKT_MAC &&
+		    !bpf_probe_read_kernel(p->mac, bounded(mac_len, 63),
+					   skb->head + mh))
+			p->mac_len = mac_len;
+	}
+}
+
+static __always_inline bool same_data(const struct pkt *a, const struct pkt *b)
+{
+	const u32 *x = (const u32 *)a->data, *y = (const u32 *)b->data;
+	u32 diff;
+
+	diff = (a->len ^ b->len) | (a->mark ^ b->mark) |
+	       (a->ctinfo ^ b->ctinfo) | (a->cap ^ b->cap);
+#pragma unroll
+	for (int i = 0; i < PKT_DATA / 4; i++)
+		diff |= x[i] ^ y[i];
+	return !diff;
+}
+
+#endif

@@ -1,0 +1,138 @@
+package main
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/nftrace/nftrace/pkg/render"
+)
+
+// output is where the data goes. Whole packets are buffered for a moment; flush
+// writes them.
+type output struct {
+	render.Renderer
+	buf   *bufio.Writer
+	file  *os.File // nil for standard output
+	name  string
+	made  bool // the file was not there before
+	pipe  int  // standard output's descriptor where it is a pipe, else -1
+	ended bool // the pipe's reader went away
+}
+
+// openOutput checks at once that the file can be written. Nothing in it changes before
+// begin: a run that cannot start leaves it as it was.
+func openOutput(c *config, stdout io.Writer) (*output, error) {
+	o := &output{name: "standard output", pipe: -1}
+	w := stdout
+	if c.output != "" && c.output != "-" {
+		f, err := os.OpenFile(c.output, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
+		o.made = err == nil
+		if errors.Is(err, fs.ErrExist) {
+			f, err = os.OpenFile(c.output, os.O_WRONLY, 0)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("-o %w", whyNoFile(c.output, err))
+		}
+		o.file, o.name, w = f, c.output, f
+	} else if f, ok := stdout.(*os.File); ok {
+		var st unix.Stat_t
+		if unix.Fstat(int(f.Fd()), &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFIFO {
+			o.pipe = int(f.Fd())
+		}
+	}
+	o.buf = bufio.NewWriterSize(w, 64<<10)
+	switch c.format {
+	case "trace":
+		o.Renderer = render.NewTrace(o.buf)
+	case "json":
+		o.Renderer = render.NewJSON(o.buf)
+	default:
+		o.Renderer = render.NewTree(o.buf, render.TreeOptions{Color: o.file == nil && isTerminal(stdout) && os.Getenv("NO_COLOR") == ""})
+	}
+	return o, nil
+}
+
+// begin empties the file, for there will be packets.
+func (o *output) begin() error {
+	if o.file == nil {
+		return nil
+	}
+	st, err := o.file.Stat()
+	if err == nil && st.Mode().IsRegular() {
+		err = o.file.Truncate(0)
+	}
+	if err != nil {
+		return fmt.Errorf("-o %w", whyNoFile(o.name, err))
+	}
+	o.made = false
+	return nil
+}
+
+// abandon closes the output of a run that did not begin.
+func (o *output) abandon() {
+	if o.file == nil {
+		return
+	}
+	if o.made {
+		os.Remove(o.name)
+	}
+	o.file.Close()
+}
+
+// gone tells whether the reader of a pipe went away. Without asking, nftrace would
+// know only when it has something to write.
+func (o *output) gone() bool {
+	if o.pipe >= 0 && !o.ended {
+		fds := []unix.PollFd{{Fd: int32(o.pipe)}}
+		n, err := unix.Poll(fds, 0)
+		o.ended = err == nil && n > 0 && fds[0].Revents&unix.POLLERR != 0
+	}
+	return o.ended
+}
+
+func (o *output) flush() error {
+	if err := o.buf.Flush(); err != nil {
+		return o.writeError(err)
+	}
+	return nil
+}
+
+// writeError says which output could not be written, and why.
+func (o *output) writeError(err error) error {
+	switch {
+	case errors.Is(err, unix.EPIPE):
+		return err
+	case errors.Is(err, unix.ENOSPC):
+		return fmt.Errorf("write to %s: %w", o.name, unix.ENOSPC)
+	}
+	var pe *fs.PathError
+	if errors.As(err, &pe) {
+		err = pe.Err
+	}
+	return fmt.Errorf("write to %s: %w", o.name, err)
+}
+
+func (o *output) close() error {
+	err := o.flush()
+	if o.file != nil {
+		if cerr := o.file.Close(); err == nil && cerr != nil {
+			err = o.writeError(cerr)
+		}
+	}
+	return err
+}
+
+func isTerminal(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	if !ok {
+		return false
+	}
+	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
+	return err == nil
+}

@@ -1,0 +1,93 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"github.com/nftrace/nftrace/pkg/symbolize"
+	"github.com/nftrace/nftrace/pkg/trace"
+)
+
+// places turns what the user named (interfaces, a container, namespaces) into what the
+// probes compare: inode numbers and interface indices.
+func places(ctx context.Context, sys *symbolize.System, c *config) (ns []uint32, ifaces []trace.Iface, addrs []netip.Addr, err error) {
+	var within []*symbolize.Namespace
+	if c.container != "" {
+		ct, err := sys.ResolveContainer(ctx, c.container)
+		if err != nil {
+			if errors.Is(err, symbolize.ErrNoContainer) {
+				err = fmt.Errorf("%w; docker ps (podman ps) lists those that run", err)
+			}
+			return nil, nil, nil, fmt.Errorf("--container %s: %w", c.container, err)
+		}
+		within = append(within, ct.Netns)
+		if len(c.interfaces) == 0 {
+			// A packet that is dropped on its way to the container belongs to
+			// it too, though it never comes near its interfaces.
+			if addrs, err = ct.Netns.Addrs(); err != nil {
+				return nil, nil, nil, fmt.Errorf("--container %s: %w", c.container, err)
+			}
+			for _, v := range ct.Veths {
+				ifaces = append(ifaces, trace.Iface{Netns: v.Netns.Inode, Index: uint32(v.Outside.Index)})
+			}
+		}
+	}
+	for _, spec := range c.netns {
+		n, err := sys.ResolveNetns(spec)
+		if err != nil {
+			if errors.Is(err, symbolize.ErrNoNamespace) {
+				err = fmt.Errorf("%w; ip netns lists those with names, lsns -t net all", err)
+			}
+			return nil, nil, nil, fmt.Errorf("--netns %s: %w", spec, err)
+		}
+		within = append(within, n)
+	}
+	if len(c.interfaces) == 0 {
+		for _, n := range within {
+			ns = append(ns, n.Inode)
+		}
+		return ns, ifaces, addrs, nil
+	}
+	if len(within) == 0 {
+		own, err := sys.ResolveNetns(fmt.Sprintf("pid:%d", pid()))
+		if err != nil {
+			return nil, nil, nil, err
+		}
+		within = append(within, own)
+	}
+	for _, name := range c.interfaces {
+		found := false
+		for _, n := range within {
+			links, err := n.Links()
+			if err != nil {
+				return nil, nil, nil, err
+			}
+			for _, l := range links {
+				if l.Name == name {
+					found = true
+					ifaces = append(ifaces, trace.Iface{Netns: n.Inode, Index: uint32(l.Index)})
+				}
+			}
+		}
+		if !found {
+			return nil, nil, nil, fmt.Errorf("interface %q does not exist in %s; ip link lists those that do", name, nsNames(within))
+		}
+	}
+	return nil, ifaces, nil, nil
+}
+
+func nsNames(list []*symbolize.Namespace) string {
+	if len(list) == 1 && list[0].Name == "" {
+		return "this network namespace"
+	}
+	s := ""
+	for i, n := range list {
+		if i > 0 {
+			s += ", "
+		}
+		s += n.Name
+	}
+	return "namespace " + s
+}

@@ -1,0 +1,411 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/nftrace/nftrace/pkg/events"
+	"github.com/nftrace/nftrace/pkg/symbolize"
+	"github.com/nftrace/nftrace/pkg/trace"
+)
+
+const (
+	// tick is how often nftrace looks at anything but records. The kernel does not
+	// wake it for each record, so it is also how late a packet may be printed.
+	tick = 50 * time.Millisecond
+	// quiet is how long no record must come until what a command caused is over,
+	// and drainMax how long nftrace waits for that at the most.
+	quiet    = 4 * tick
+	drainMax = 2 * time.Second
+	// moduleTick is how often nftrace looks for modules that it waits for.
+	moduleTick = 200 * time.Millisecond
+)
+
+func pid() int { return os.Getpid() }
+
+// run is nftrace, but for the process around it. It returns the exit status.
+func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	say := &speaker{w: stderr}
+	c, err := parseFlags(args, stdout)
+	var usage usageError
+	switch {
+	case errors.Is(err, errDone):
+		return 0
+	case errors.As(err, &usage):
+		say.fail(fmt.Errorf("%w (nftrace --help explains)", err))
+		return 2
+	case err != nil:
+		say.fail(err)
+		return 1
+	}
+	say.quiet, say.verbose = c.quiet, c.verbose
+	if err := traceAll(ctx, c, say, stdin, stdout, stderr); err != nil {
+		var ve *trace.VerifierError
+		if errors.As(err, &ve) && c.verbose {
+			fmt.Fprintln(stderr, ve.Log())
+		}
+		if !errors.Is(err, errSaid) {
+			say.fail(err)
+		}
+		return 1
+	}
+	return 0
+}
+
+// session is one run of the tracer.
+type session struct {
+	c      *config
+	say    *speaker
+	tracer *trace.Tracer
+	asm    *events.Assembler
+	res    *resolver
+	out    *output
+
+	printed    uint64
+	lastRecord time.Time
+	full       bool // --count packets were printed
+}
+
+// errSaid is returned where the error was told already.
+var errSaid = errors.New("failed")
+
+// errReaderGone is no failure: whoever read the output has seen enough.
+var errReaderGone = errors.New("the reader of the output went away")
+
+func traceAll(ctx context.Context, c *config, say *speaker, stdin io.Reader, stdout, stderr io.Writer) (err error) {
+	if err := trace.CheckKernel(); err != nil {
+		return err
+	}
+	sys, err := symbolize.NewSystem()
+	if err != nil {
+		return err
+	}
+	opts := trace.Options{MaxRules: maxRules(sys)}
+	if c.expr != nil {
+		opts.Filter = c.expr.Instructions()
+	}
+	if opts.Netns, opts.Ifaces, opts.Addrs, err = places(ctx, sys, c); err != nil {
+		return err
+	}
+	if len(c.command) > 0 {
+		if _, err := exec.LookPath(c.command[0]); err != nil {
+			return whyNoCommand(c.command[0], err)
+		}
+	}
+	if c.readyFile != "" {
+		// Found out before the probes are loaded, which takes a while.
+		dir := filepath.Dir(c.readyFile)
+		if st, err := os.Stat(dir); err != nil || !st.IsDir() {
+			return fmt.Errorf("--ready-file %w", whyNoFile(c.readyFile, fs.ErrNotExist))
+		}
+		if err := unix.Access(dir, unix.W_OK); err != nil {
+			return fmt.Errorf("--ready-file %w", whyNoFile(c.readyFile, err))
+		}
+	}
+	out, err := openOutput(c, stdout)
+	if err != nil {
+		return err
+	}
+	start := time.Now()
+	tracer, err := trace.Open(opts)
+	if err != nil {
+		out.abandon()
+		return err
+	}
+	defer func() {
+		if cerr := tracer.Close(); err == nil && cerr != nil {
+			err = fmt.Errorf("detach: %w", cerr)
+		}
+	}()
+	if err := out.begin(); err != nil {
+		out.abandon()
+		return err
+	}
+	s := &session{
+		c: c, say: say, tracer: tracer, out: out,
+		asm: events.NewAssembler(),
+		res: newResolver(sys, tracer, say, c.format != "trace"),
+	}
+	s.asm.OnRun = s.run
+	s.res.prefetch()
+	say.detail("attached in %v", time.Since(start).Round(time.Millisecond))
+	s.sayWaiting()
+	if c.readyFile != "" {
+		if err := os.WriteFile(c.readyFile, nil, 0o644); err != nil {
+			return errors.Join(fmt.Errorf("--ready-file %w", whyNoFile(c.readyFile, err)), out.close())
+		}
+	}
+	err = s.loop(ctx, stdin, stderr)
+	if errors.Is(err, errReaderGone) {
+		say.say("%v; stopping", err)
+		err = nil
+	}
+	if cerr := out.close(); err == nil && cerr != nil && !errors.Is(cerr, unix.EPIPE) {
+		err = cerr
+	}
+	losses, lerr := tracer.Losses()
+	if err == nil {
+		err = lerr
+	}
+	// The summary is the last line, whatever happened.
+	if err != nil {
+		say.fail(err)
+		err = errSaid
+	}
+	say.say("%s", summary(s.printed, s.asm.Stats(), losses, s.res.unresolved))
+	return err
+}
+
+// maxRules is the number of entries of the largest table there is, with room to grow.
+func maxRules(sys *symbolize.System) int {
+	n := 512
+	for _, ns := range sys.Namespaces() {
+		for _, family := range families {
+			for _, name := range tableNames(ns, family) {
+				snap, err := symbolize.ReadSnapshot(ns, family, name, false)
+				if err == nil {
+					n = max(n, len(snap.Table.Entries))
+				}
+			}
+		}
+	}
+	return 2 * n
+}
+
+func (s *session) sayWaiting() {
+	waiting := map[string]bool{}
+	for _, m := range s.tracer.Waiting() {
+		waiting[m] = true
+	}
+	switch {
+	case waiting["ip_tables"] && waiting["ip6_tables"]:
+		s.say.say("no legacy iptables on this system yet (modules ip_tables and ip6_tables are not loaded); their tables are traced as soon as they are")
+	case len(waiting) > 0:
+		s.say.detail("waiting for modules: %s", strings.Join(s.tracer.Waiting(), ", "))
+	}
+}
+
+// run is told of each run of a table as soon as it is read: its ruleset is read at
+// once, before somebody replaces it.
+func (s *session) run(r events.Run) {
+	s.res.see(r.Step)
+	if !r.Alone {
+		s.res.shared.add(r)
+	}
+}
+
+// loop reads records and prints packets until something ends it.
+func (s *session) loop(ctx context.Context, stdin io.Reader, stderr io.Writer) error {
+	var deadline <-chan time.Time
+	if s.c.duration > 0 {
+		t := time.NewTimer(s.c.duration)
+		defer t.Stop()
+		deadline = t.C
+	}
+	var cmd *command
+	if len(s.c.command) > 0 && ctx.Err() == nil {
+		var err error
+		if cmd, err = startCommand(s.c.command, stdin, stderr); err != nil {
+			return err
+		}
+		defer cmd.kill()
+	}
+	nextModules := time.Now().Add(moduleTick)
+	for {
+		if _, err := s.read(time.Now().Add(tick)); err != nil {
+			return err
+		}
+		if s.full {
+			return s.finish(0)
+		}
+		if s.out.gone() {
+			return errReaderGone
+		}
+		if now := time.Now(); now.After(nextModules) {
+			nextModules = now.Add(moduleTick)
+			if err := s.attachModules(); err != nil {
+				return err
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return s.finish(quiet)
+		case <-deadline:
+			return s.finish(quiet)
+		case err := <-cmd.done():
+			if err != nil {
+				s.say.say("the command ended: %v", err)
+			}
+			return s.drain()
+		default:
+		}
+	}
+}
+
+func (s *session) attachModules() error {
+	attached, err := s.tracer.AttachModules()
+	switch len(attached) {
+	case 0:
+	case 1:
+		s.say.say("module %s was loaded: what it does is traced from now on", attached[0])
+	default:
+		s.say.say("modules %s were loaded: what they do is traced from now on", strings.Join(attached, ", "))
+	}
+	if len(attached) > 0 {
+		s.res.prefetch()
+	}
+	return err
+}
+
+// read takes records until there are none or the time is over; empty tells which.
+func (s *session) read(until time.Time) (empty bool, err error) {
+	n := 0
+	for !s.full {
+		raw, err := s.tracer.Read(until)
+		switch {
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			if err := s.print(s.asm.Idle(monotonic())); err != nil {
+				return false, err
+			}
+			return true, s.flush()
+		case err != nil:
+			return false, fmt.Errorf("read records: %w", err)
+		}
+		done, err := s.asm.Add(raw)
+		if err != nil {
+			s.say.detail("%v", err)
+		}
+		if err := s.print(done); err != nil {
+			return false, err
+		}
+		// The clock costs as much as a record.
+		if n++; n%64 == 1 {
+			s.lastRecord = time.Now()
+			if s.lastRecord.After(until) {
+				break
+			}
+		}
+	}
+	return false, s.flush()
+}
+
+func (s *session) print(js []*events.Journey) error {
+	for _, j := range js {
+		if s.full {
+			return nil
+		}
+		s.res.journey(j)
+		if err := s.out.Journey(j); err != nil {
+			return s.writeError(s.out.writeError(err))
+		}
+		s.printed++
+		s.full = s.c.count > 0 && s.printed == s.c.count
+	}
+	return nil
+}
+
+func (s *session) flush() error { return s.writeError(s.out.flush()) }
+
+func (s *session) writeError(err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, unix.EPIPE):
+		return errReaderGone
+	case errors.Is(err, unix.ENOSPC):
+		return fmt.Errorf("%w; the packets written before are kept", err)
+	}
+	return err
+}
+
+// drain goes on reading until what the command caused is over.
+func (s *session) drain() error {
+	end := time.Now().Add(drainMax)
+	s.lastRecord = time.Now()
+	for time.Now().Before(end) && time.Since(s.lastRecord) < quiet {
+		if _, err := s.read(time.Now().Add(tick)); err != nil || s.full {
+			return err
+		}
+	}
+	return s.finish(0)
+}
+
+// finish begins no more journeys, gives those under way some time, and prints all. What
+// is in the buffer by then is read however long it takes: it is seen, so it is not lost.
+func (s *session) finish(wait time.Duration) error {
+	if err := s.tracer.Stop(); err != nil {
+		return err
+	}
+	end := time.Now().Add(wait)
+	for {
+		// Asked before reading: the last packet's records are there when it is 0.
+		live, err := s.tracer.Live()
+		if err != nil {
+			return err
+		}
+		empty, err := s.read(time.Now().Add(tick))
+		if err != nil {
+			return err
+		}
+		if s.full || empty && (live == 0 || time.Now().After(end)) {
+			break
+		}
+	}
+	if err := s.print(s.asm.Flush()); err != nil {
+		return err
+	}
+	return s.flush()
+}
+
+// command is the program behind --.
+type command struct {
+	cmd   *exec.Cmd
+	ended chan error
+}
+
+func startCommand(args []string, stdin io.Reader, stderr io.Writer) (*command, error) {
+	cmd := exec.Command(args[0], args[1:]...)
+	// Standard output is for data.
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = stdin, stderr, stderr
+	if err := cmd.Start(); err != nil {
+		return nil, whyNoCommand(args[0], err)
+	}
+	c := &command{cmd: cmd, ended: make(chan error, 1)}
+	go func() { c.ended <- cmd.Wait() }()
+	return c, nil
+}
+
+// done is nil, which no select takes, if there is no command.
+func (c *command) done() <-chan error {
+	if c == nil {
+		return nil
+	}
+	return c.ended
+}
+
+// kill ends a command that outlived the tracing.
+func (c *command) kill() {
+	if c != nil && c.cmd.ProcessState == nil {
+		c.cmd.Process.Signal(syscall.SIGTERM)
+	}
+}
+
+// monotonic is the time since boot on the clock of bpf_ktime_get_ns.
+func monotonic() time.Duration {
+	var ts unix.Timespec
+	if unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts) != nil {
+		return 0
+	}
+	return time.Duration(ts.Nano())
+}

@@ -1,0 +1,208 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/nftrace/nftrace/pkg/events"
+	"github.com/nftrace/nftrace/pkg/trace"
+)
+
+func TestOneLine(t *testing.T) {
+	for in, want := range map[string]string{
+		"plain":                     "plain",
+		"at the end\n\n":            "at the end",
+		"a\nb":                      "a; b",
+		"tab\there":                 `tab\x09here`,
+		"\x1b]0;title\a":            `\x1b]0;title\x07`,
+		"\r\x7f\u009b":              `\x0d\x7f\x9b`,
+		"übel → …":                  "übel → …",
+		"left\u202eright\u2066":     `left\u202eright\u2066`,
+		"line\u2028paragraph\ufeff": `line\u2028paragraph\ufeff`,
+	} {
+		if got := oneLine(in); got != want {
+			t.Errorf("%q: got %q, want %q", in, got, want)
+		}
+	}
+}
+
+func FuzzOneLine(f *testing.F) {
+	f.Add("a\nb\x1b[31m\u202e")
+	f.Fuzz(func(t *testing.T, s string) {
+		got := oneLine(s)
+		if again := oneLine(got); again != got {
+			t.Errorf("%q becomes %q", got, again)
+		}
+		if strings.ContainsAny(got, "\n\r\x1b\a\b\x7f\u009b\u202e") {
+			t.Errorf("%q", got)
+		}
+	})
+}
+
+func TestSpeaker(t *testing.T) {
+	for _, tt := range []struct {
+		s    speaker
+		want string
+	}{
+		{speaker{}, "nftrace: f\nnftrace: s 1\n"},
+		{speaker{quiet: true}, "nftrace: f\n"},
+		{speaker{verbose: true}, "nftrace: f\nnftrace: s 1\nnftrace: d\n"},
+		{speaker{verbose: true, quiet: true}, "nftrace: f\n"},
+	} {
+		var b bytes.Buffer
+		tt.s.w = &b
+		tt.s.fail(errors.New("f"))
+		tt.s.say("s %d", 1)
+		tt.s.detail("d")
+		if b.String() != tt.want {
+			t.Errorf("%+v: %q, want %q", tt.s, b.String(), tt.want)
+		}
+	}
+}
+
+func TestSummary(t *testing.T) {
+	for _, tt := range []struct {
+		printed    uint64
+		st         events.Stats
+		l          trace.Losses
+		unresolved uint64
+		want       string
+	}{
+		{want: "0 packets, 0 records, 0 lost, 0 unresolved"},
+		{printed: 7, st: events.Stats{Records: 13}, unresolved: 2, want: "7 packets, 13 records, 0 lost, 2 unresolved"},
+		{st: events.Stats{Records: 1, Bad: 3}, want: "0 packets, 1 records, 3 lost (3 records: unreadable), 0 unresolved"},
+		{
+			st: events.Stats{Bad: 1},
+			// Probes holds what ExitMissed says more exactly.
+			l: trace.Losses{RingBuffer: 2, Journeys: 3, Runs: 5, ExitMissed: 11, Probes: 100},
+			want: "0 packets, 0 records, 22 lost (2 records: buffer full, 3 packets: too many at once, " +
+				"5 table runs: too many at once on a CPU, " +
+				"11 table runs: exit probe skipped by the kernel, 1 records: unreadable), 0 unresolved",
+		},
+	} {
+		if got := summary(tt.printed, tt.st, tt.l, tt.unresolved); got != tt.want {
+			t.Errorf("got  %s\nwant %s", got, tt.want)
+		}
+	}
+}
+
+func TestWhyNo(t *testing.T) {
+	path := func(err error) error { return &fs.PathError{Op: "open", Path: "/d/f", Err: err} }
+	for _, tt := range []struct {
+		err  error
+		want string
+	}{
+		{path(unix.ENOENT), "/d/f: the directory /d does not exist"},
+		{path(unix.ENOTDIR), "/d/f: /d is not a directory"},
+		{path(unix.EISDIR), "/d/f is a directory: name a file in it"},
+		{path(unix.EROFS), "/d/f: the file system is read-only: choose another place"},
+		{path(unix.ENOSPC), "/d/f: the file system is full: choose another place"},
+		{path(unix.EACCES), "/d/f: permission denied"},
+	} {
+		if got := whyNoFile("/d/f", tt.err).Error(); got != tt.want {
+			t.Errorf("got %s, want %s", got, tt.want)
+		}
+	}
+	for _, tt := range []struct {
+		err  error
+		want string
+	}{
+		{&exec.Error{Name: "x", Err: exec.ErrNotFound}, `command "x" is not in PATH`},
+		{&exec.Error{Name: "x", Err: unix.EACCES}, `command "x" cannot be run: permission denied`},
+		{path(unix.ENOEXEC), `command "x" cannot be run: exec format error`},
+	} {
+		if got := whyNoCommand("x", tt.err).Error(); !strings.HasPrefix(got, tt.want) {
+			t.Errorf("got %s, want %s", got, tt.want)
+		}
+	}
+}
+
+// A run that does not begin leaves the file as it was, or no file.
+func TestOutputFile(t *testing.T) {
+	tmp := t.TempDir()
+	old, fresh := filepath.Join(tmp, "old"), filepath.Join(tmp, "new")
+	if err := os.WriteFile(old, []byte("from before\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	open := func(path string) *output {
+		t.Helper()
+		o, err := openOutput(&config{output: path}, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return o
+	}
+	content := func(path string) string {
+		data, err := os.ReadFile(path)
+		if err != nil {
+			return "none"
+		}
+		return string(data)
+	}
+	for path, want := range map[string]string{old: "from before\n", fresh: "none"} {
+		open(path).abandon()
+		if got := content(path); got != want {
+			t.Errorf("abandoned: %s holds %q, want %q", path, got, want)
+		}
+	}
+	for _, path := range []string{old, fresh} {
+		o := open(path)
+		if err := o.begin(); err != nil {
+			t.Fatal(err)
+		}
+		o.buf.WriteString("x\n")
+		if err := o.close(); err != nil {
+			t.Fatal(err)
+		}
+		if got := content(path); got != "x\n" {
+			t.Errorf("%s holds %q", path, got)
+		}
+	}
+	if o := open("/dev/full"); o != nil {
+		if err := o.begin(); err != nil {
+			t.Fatal(err)
+		}
+		o.buf.WriteString("x")
+		if err := o.close(); !errors.Is(err, unix.ENOSPC) || !strings.Contains(err.Error(), "write to /dev/full: no space left") {
+			t.Errorf("close: %v", err)
+		}
+	}
+}
+
+// The reader of a pipe is missed without a write.
+func TestOutputGone(t *testing.T) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	o, err := openOutput(&config{}, w)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if o.gone() {
+		t.Error("gone, but the reader is there")
+	}
+	r.Close()
+	for range 2 { // asking changes nothing
+		if !o.gone() {
+			t.Error("not gone, but nobody reads")
+		}
+	}
+	f, err := os.Create(filepath.Join(t.TempDir(), "f"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if o, err = openOutput(&config{}, f); err != nil || o.gone() {
+		t.Errorf("a file: gone %v, %v", o.gone(), err)
+	}
+}

@@ -1,0 +1,139 @@
+package events
+
+import (
+	"bytes"
+	"fmt"
+	"time"
+	"unsafe"
+
+	"github.com/nftrace/nftrace/bpf"
+)
+
+// header returns the header of a record.
+func header(raw []byte) (*bpf.NftraceRecHdr, error) {
+	return view[bpf.NftraceRecHdr](raw, unsafe.Sizeof(bpf.NftraceRecHdr{}))
+}
+
+// view lays T over the first bytes of a record, of which at least min must be there.
+// The ring buffer aligns records to 8 bytes; ReadInto copies them to memory of its own.
+func view[T any](raw []byte, min uintptr) (*T, error) {
+	if uintptr(len(raw)) < min {
+		return nil, fmt.Errorf("record of %d bytes, want at least %d", len(raw), min)
+	}
+	return (*T)(unsafe.Pointer(unsafe.SliceData(raw))), nil
+}
+
+// recHook, recDev … return the typed record. Of the last member of rec_hook and of
+// rec_table only so much is sent as is used.
+func recHook(raw []byte, whole bool) (*bpf.NftraceRecHook, error) {
+	var r bpf.NftraceRecHook
+	if whole {
+		return view[bpf.NftraceRecHook](raw, unsafe.Sizeof(r))
+	}
+	return view[bpf.NftraceRecHook](raw, unsafe.Offsetof(r.Pkt))
+}
+
+func recDev(raw []byte) (*bpf.NftraceRecDev, error) {
+	return view[bpf.NftraceRecDev](raw, unsafe.Sizeof(bpf.NftraceRecDev{}))
+}
+
+func recNAT(raw []byte) (*bpf.NftraceRecNat, error) {
+	return view[bpf.NftraceRecNat](raw, unsafe.Sizeof(bpf.NftraceRecNat{}))
+}
+
+func recPkt(raw []byte) (*bpf.NftraceRecPkt, error) {
+	return view[bpf.NftraceRecPkt](raw, unsafe.Sizeof(bpf.NftraceRecPkt{}))
+}
+
+func recTable(raw []byte) (*bpf.NftraceRecTable, error) {
+	var r bpf.NftraceRecTable
+	t, err := view[bpf.NftraceRecTable](raw, unsafe.Offsetof(r.Hits))
+	if err != nil {
+		return nil, err
+	}
+	if int(t.Nhits) > len(t.Hits) {
+		return nil, fmt.Errorf("record names %d rules, at most %d fit", t.Nhits, len(t.Hits))
+	}
+	_, err = view[bpf.NftraceRecTable](raw, unsafe.Offsetof(r.Hits)+uintptr(t.Nhits)*unsafe.Sizeof(r.Hits[0]))
+	return t, err
+}
+
+// cBytes are the bytes before the first NUL.
+func cBytes[T ~int8 | ~uint8](s []T) []byte {
+	b := unsafe.Slice((*byte)(unsafe.Pointer(unsafe.SliceData(s))), len(s))
+	if i := bytes.IndexByte(b, 0); i >= 0 {
+		b = b[:i]
+	}
+	return b
+}
+
+// device reads a device. It makes no new string for a name that it knows, and learns
+// those that it does not.
+func (a *Assembler) device(netns uint32, d *bpf.NftraceDev) Device {
+	if d.Ifindex == 0 {
+		return Device{}
+	}
+	key := ifaceKey{netns, int(d.Ifindex)}
+	name := cBytes(d.Name[:])
+	known, ok := a.names[key]
+	if !ok || known != string(name) {
+		known = string(name)
+		a.names[key] = known
+	}
+	return Device{Index: key.index, Name: known}
+}
+
+// tableName is the name of a table; there are few.
+func (a *Assembler) tableName(s []int8) string {
+	b := cBytes(s)
+	name, ok := a.tables[string(b)]
+	if !ok {
+		name = string(b)
+		a.tables[name] = name
+	}
+	return name
+}
+
+// enum ip_conntrack_info (include/uapi/linux/netfilter/nf_conntrack_common.h).
+var ctStates = [8]struct {
+	state string
+	reply bool
+}{
+	0: {"ESTABLISHED", false},
+	1: {"RELATED", false},
+	2: {"NEW", false},
+	3: {"ESTABLISHED", true},
+	4: {"RELATED", true},
+	7: {"UNTRACKED", false},
+}
+
+// packet keeps slices of p: p must not be changed any more.
+func packet(p *bpf.NftracePkt) Packet {
+	pkt := Packet{
+		EtherType:  p.Ethertype,
+		Len:        int(p.Len),
+		Data:       p.Data[:min(int(p.Cap), len(p.Data)):min(int(p.Cap), len(p.Data))],
+		MACDevType: p.DevType,
+		Mark:       p.Mark,
+		VLAN:       int(p.Vlan) - 1,
+	}
+	switch p.Ethertype {
+	case 0x0800:
+		pkt.Family = PFIPv4
+	case 0x86dd:
+		pkt.Family = PFIPv6
+	}
+	if n := min(int(p.MacLen), len(p.Mac)); n > 0 {
+		pkt.MAC = p.Mac[:n:n]
+	}
+	if p.Flags&uint8(bpf.NftracePktFlagPKT_F_OWNER) != 0 {
+		pkt.HasOwner, pkt.UID, pkt.GID = true, p.Uid, p.Gid
+	}
+	if p.Flags&uint8(bpf.NftracePktFlagPKT_F_CT) != 0 {
+		ct := ctStates[p.Ctinfo&7]
+		pkt.CT, pkt.CTReply = ct.state, ct.reply
+	}
+	return pkt
+}
+
+func ns(t uint64) time.Duration { return time.Duration(t) }

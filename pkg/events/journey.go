@@ -1,0 +1,248 @@
+package events
+
+import (
+	"net/netip"
+	"time"
+)
+
+// Netfilter verdicts (include/uapi/linux/netfilter.h).
+const (
+	NFDrop   = 0
+	NFAccept = 1
+	NFStolen = 2
+	NFQueue  = 3
+	NFRepeat = 4
+)
+
+// Netfilter hooks of the inet families (include/uapi/linux/netfilter.h);
+// those of the bridge family have the same numbers.
+const (
+	HookPreRouting  = 0
+	HookLocalIn     = 1
+	HookForward     = 2
+	HookLocalOut    = 3
+	HookPostRouting = 4
+)
+
+// Protocol families as netfilter numbers them (NFPROTO_*).
+const (
+	PFInet   = 1
+	PFIPv4   = 2
+	PFARP    = 3
+	PFNetdev = 5
+	PFBridge = 7
+	PFIPv6   = 10
+)
+
+// Journey is the path of one packet, from the first hook at which nftrace saw
+// it to its last.
+type Journey struct {
+	ID    uint64
+	Start time.Duration // since boot (CLOCK_MONOTONIC) at the first sighting
+	First Packet        // the packet as it was at the first sighting
+	Steps []Step        // in the order in which the kernel took them
+
+	// HalfSeen is set where the packet had passed hooks before nftrace
+	// began to follow it (the filter matched only later, or nftrace
+	// attached in the middle); it says why, in words, and is empty otherwise.
+	HalfSeen string
+	// Lost counts records of this journey that the kernel could not
+	// hand over (a hole in the path).
+	Lost uint64
+
+	Outcome Outcome
+}
+
+// Packet is the head of a packet as a probe saw it.
+type Packet struct {
+	Family uint8 // PFIPv4, PFIPv6, or 0 where the packet is neither (ARP …)
+	// EtherType is skb->protocol in host byte order.
+	EtherType uint16
+	// Len is skb->len in bytes, counted from the network header.
+	Len int
+	// Data holds the bytes from the network header on, as many as were
+	// captured (at least all headers that TRACE prints, where they are linear).
+	Data []byte
+	// MAC holds dev->hard_header_len bytes from the link-layer header on;
+	// nil where dev has no such header or the packet has none.
+	MAC []byte
+	// MACDevType is the type (ARPHRD_*) of skb->dev, to which MAC belongs.
+	MACDevType uint16
+	Mark       uint32
+	// HasOwner is set where a full socket of this namespace with an open file
+	// owns the packet; UID and GID are then f_cred's fsuid and fsgid.
+	HasOwner bool
+	UID, GID uint32
+	// CT is the conntrack state: "" (none yet), "NEW", "ESTABLISHED",
+	// "RELATED", "UNTRACKED" ("INVALID" cannot be told from none).
+	CT string
+	// CTReply is set for packets in the reply direction of their connection.
+	CTReply bool
+	// VLAN is the 802.1Q tag beside the packet (skb->vlan_tci), -1 for none.
+	VLAN int
+}
+
+// Device names an interface at the time of the step. Index 0 means none.
+type Device struct {
+	Index int
+	Name  string
+}
+
+// StepKind tells which of a Step's fields hold.
+type StepKind uint8
+
+const (
+	// StepTable: one run of a table at a hook (ipt_do_table, ip6t_do_table).
+	StepTable StepKind = iota + 1
+	// StepHook: the verdict of a hook as a whole (nf_hook_slow returned).
+	StepHook
+	// StepNAT: addresses or ports were rewritten (nf_nat_manip_pkt).
+	StepNAT
+	// StepBridge: the bridge chose the port that Out names (br_forward).
+	StepBridge
+	// StepXmit: the packet was handed to device Out (__dev_queue_xmit).
+	StepXmit
+	// StepDeliver: the packet was handed to the local protocol
+	// (ip_local_deliver_finish, ip6_input_finish).
+	StepDeliver
+)
+
+// Step is one thing that happened to the packet.
+type Step struct {
+	Kind  StepKind
+	Time  time.Duration // since boot (CLOCK_MONOTONIC)
+	CPU   int
+	Netns uint32 // inode number of the network namespace
+	// NetnsName is the namespace's name for people ("" for the one that
+	// nftrace runs in; "c1", a container's name, or "net:[4026532…]").
+	NetnsName string
+
+	PF   uint8 // PFIPv4, PFIPv6, PFBridge …; for StepTable and StepHook
+	Hook uint8 // HookPreRouting …; for StepTable and StepHook
+	// In, Out are nf_hook_state's devices; PhysIn, PhysOut the bridge ports
+	// (nf_bridge_info) where br_netfilter handed the packet to the IP hooks.
+	In, Out, PhysIn, PhysOut Device
+
+	// Verdict is NF_*; for StepTable what the table returned, for StepHook
+	// what nf_hook_slow returned mapped to NF_* (1 accept, ≤0 drop, stolen, queue).
+	Verdict int
+
+	Table *TableRun // StepTable
+	NAT   *NAT      // StepNAT
+}
+
+// TableRun is one run of one table. Rules is what the table did, in order;
+// it is empty where Unresolved is not.
+type TableRun struct {
+	Name string // "filter", "nat", …
+	// ID identifies this very ruleset: the kernel's xt_table_info address
+	// and a generation that makes it unique over address reuse.
+	ID TableID
+	// Hits are the rules whose counters grew, in blob order.
+	Hits []Hit
+	// Shared is set where runs of other tasks fell between the entry and the exit of
+	// this one, so that Hits may hold what they matched too.
+	Shared bool
+	// Entry is the time (since boot) at which the run began; Step.Time is its end.
+	Entry time.Duration
+
+	// Before and After are the packet as the table got it and as it left it.
+	// After.Data is nil where the packet was gone (dropped, stolen).
+	Before, After Packet
+
+	Rules []Rule
+	// Unresolved is the cause, in words, why Rules cannot be told exactly.
+	Unresolved string
+	// Hotdrop is set where a match, not a rule, dropped the packet behind the last
+	// of Rules (it found the packet malformed); it says, in words, which it can be.
+	Hotdrop string
+}
+
+// TableID identifies one generation of one table.
+type TableID struct {
+	Private uint64 // struct xt_table_info *
+	Gen     uint64
+}
+
+// Hit is one rule counter that grew.
+type Hit struct {
+	Index   int    // position of the ipt_entry in the table's blob, from 0
+	Packets uint64 // by how much the packet counter grew
+	Bytes   uint64 // by how much the byte counter grew
+}
+
+// RuleType is the word that TRACE prints between chain and number.
+type RuleType string
+
+// The three words of net/ipv4/netfilter/ip_tables.c:trace_packet.
+const (
+	TypeRule   RuleType = "rule"
+	TypeReturn RuleType = "return"
+	TypePolicy RuleType = "policy"
+)
+
+// Rule is one line that TRACE would log, with what people want to know of it.
+type Rule struct {
+	Chain string
+	Type  RuleType
+	Num   int // position in the chain, from 1
+	// Text is the rule as iptables-save prints it without "-A CHAIN ",
+	// "" where there is no such line (policy, end of a chain).
+	Text string
+	// IsPolicy is set for a built-in chain's policy, IsEnd for the end of a user
+	// chain: Type alone does not tell (TRACE calls every unconditional
+	// ACCEPT or DROP of a built-in chain "policy").
+	IsPolicy, IsEnd bool
+	// Action is what the rule did: "ACCEPT", "DROP", "QUEUE", "RETURN",
+	// "jump DOCKER", "goto DOCKER", "continue" (no verdict: MARK, LOG, no target …),
+	// or the target's name where it ended the table's run ("REJECT", "DNAT").
+	Action string
+	// Depth is the number of jumps that lead here, 0 in a built-in chain.
+	Depth int
+	// Pkt is the packet when this rule matched, before its target ran (what TRACE
+	// prints). PktUnsure is the cause where that cannot be told.
+	Pkt       *Packet
+	PktUnsure string
+}
+
+// NAT is one rewrite by nf_nat_manip_pkt.
+type NAT struct {
+	// Source is set where the source was to be rewritten (NF_NAT_MANIP_SRC),
+	// clear for the destination.
+	Source bool
+	// CTReply is the conntrack direction of the packet.
+	CTReply bool
+	// Before and After are addresses and ports (ICMP: identifier as port).
+	Before, After Tuple
+}
+
+// Tuple is a pair of endpoints.
+type Tuple struct {
+	Proto    uint8
+	Src, Dst netip.AddrPort
+}
+
+// OutcomeKind says how a journey ended.
+type OutcomeKind string
+
+// The outcomes. Their values are part of the JSON schema.
+const (
+	OutSent      OutcomeKind = "sent"      // handed to Device and not seen again
+	OutDelivered OutcomeKind = "delivered" // handed to a local socket or protocol
+	OutDropped   OutcomeKind = "dropped"   // a verdict dropped it: see Step and Rule
+	OutStolen    OutcomeKind = "stolen"    // a hook kept it (fragment queued, SYNPROXY …)
+	OutQueued    OutcomeKind = "queued"    // handed to userspace by NFQUEUE and not seen again
+	OutFreed     OutcomeKind = "freed"     // freed without a verdict known to nftrace
+	OutUnknown   OutcomeKind = "unknown"   // tracing ended first, or records were lost
+)
+
+// Outcome is what became of the packet.
+type Outcome struct {
+	Kind   OutcomeKind
+	Device Device // OutSent
+	// NetnsName is where it happened.
+	NetnsName string
+	// Step and Rule are indices into Steps and Steps[Step].Table.Rules of what
+	// decided, -1 where nothing did.
+	Step, Rule int
+}

@@ -1,0 +1,243 @@
+package render
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"flag"
+	"io"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"unicode/utf8"
+
+	"github.com/nftrace/nftrace/pkg/events"
+)
+
+var update = flag.Bool("update", false, "write testdata from what is printed now")
+
+func golden(t *testing.T, name string, got []byte) {
+	t.Helper()
+	path := filepath.Join("testdata", name)
+	if *update {
+		if err := os.WriteFile(path, got, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if bytes.Equal(got, want) {
+		return
+	}
+	g, w := strings.Split(string(got), "\n"), strings.Split(string(want), "\n")
+	n := 0
+	for n < min(len(g), len(w)) && g[n] == w[n] {
+		n++
+	}
+	t.Errorf("%s:%d differs (go test ./pkg/render -update rewrites it)\n got %q\nwant %q", path, n+1, at(g, n), at(w, n))
+}
+
+func at(lines []string, i int) string {
+	if i < len(lines) {
+		return lines[i]
+	}
+	return "(the end)"
+}
+
+func TestGolden(t *testing.T) {
+	for name, j := range journeys() {
+		t.Run(name, func(t *testing.T) {
+			var tree, color, trace, js bytes.Buffer
+			for _, err := range []error{
+				Tree(&tree, j, TreeOptions{}), Tree(&color, j, TreeOptions{Color: true}), Trace(&trace, j), JSON(&js, j),
+			} {
+				if err != nil {
+					t.Fatal(err)
+				}
+			}
+			golden(t, name+".tree", tree.Bytes())
+			golden(t, name+".trace", trace.Bytes())
+
+			// Colour adds nothing but colour.
+			if s := regexp.MustCompile("\x1b\\[[0-9;]+m").ReplaceAllString(color.String(), ""); s != tree.String() {
+				t.Errorf("in colour:\n%s", s)
+			}
+			// No line ends in blanks but TRACE's own, and none holds a control character.
+			for _, l := range strings.Split(tree.String()+trace.String()+js.String(), "\n") {
+				checkLine(t, l)
+				if strings.HasSuffix(l, " ") && !strings.HasPrefix(l, "TRACE: ") {
+					t.Errorf("blank at the end of %q", l)
+				}
+			}
+			if strings.Count(js.String(), "\n") != 1 || !json.Valid(js.Bytes()) {
+				t.Errorf("not one line of JSON: %s", js.String())
+			}
+		})
+	}
+}
+
+// What the published TRACE logs say, and nothing else.
+func TestScenarioLines(t *testing.T) {
+	want := map[string]string{
+		"s1-request": "raw:PREROUTING:policy:1 mangle:PREROUTING:policy:1 nat:PREROUTING:policy:2 mangle:FORWARD:policy:1 filter:FORWARD:rule:1 filter:DOCKER-USER:return:1 filter:FORWARD:rule:2 filter:DOCKER-ISOLATION-STAGE-1:return:2 filter:FORWARD:rule:4 filter:DOCKER:return:1 filter:FORWARD:rule:6 mangle:POSTROUTING:policy:1 nat:POSTROUTING:policy:2",
+		"s1-reply":   "raw:PREROUTING:policy:1 mangle:PREROUTING:policy:1 mangle:FORWARD:policy:1 filter:FORWARD:rule:1 filter:DOCKER-USER:return:1 filter:FORWARD:rule:2 filter:DOCKER-ISOLATION-STAGE-1:return:2 filter:FORWARD:rule:3 mangle:POSTROUTING:policy:1",
+	}
+	js := journeys()
+	for name, seq := range want {
+		var b bytes.Buffer
+		if err := Trace(&b, js[name]); err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for l := range strings.Lines(b.String()) {
+			got = append(got, strings.Fields(l)[1])
+		}
+		if g := strings.Join(got, " "); g != seq {
+			t.Errorf("%s\n got %s\nwant %s", name, g, seq)
+		}
+	}
+}
+
+// The schema: an indented object with every kind of step in it.
+func TestJSONSchema(t *testing.T) {
+	j := journeys()["s3-request"]
+	j.Steps = slices.Concat(j.Steps[:1], j.Steps[4:5], j.Steps[len(j.Steps)-2:])
+	j.Steps[1].Table.Rules = j.Steps[1].Table.Rules[:3]
+	j.Steps[1].Table.Rules[1].Pkt = nil
+	j.Steps[1].Table.Rules[1].PktUnsure = "an earlier target may have changed it"
+	j.Steps[1].Table.Rules[2].Pkt = ptr(with(j.Steps[1].Table.Before, func(p *events.Packet) { p.Mark = 1 }))
+	j.Outcome = events.Outcome{Kind: events.OutDropped, Step: 1, Rule: 0}
+	var b, pretty bytes.Buffer
+	if err := JSON(&b, j); err != nil {
+		t.Fatal(err)
+	}
+	if err := json.Indent(&pretty, b.Bytes(), "", "  "); err != nil {
+		t.Fatal(err)
+	}
+	golden(t, "schema.json", pretty.Bytes())
+
+	b.Reset()
+	if err := JSON(&b, &events.Journey{}); err != nil {
+		t.Fatal(err)
+	}
+	pretty.Reset()
+	if err := json.Indent(&pretty, b.Bytes(), "", "  "); err != nil {
+		t.Fatal(err)
+	}
+	golden(t, "schema-zero.json", pretty.Bytes())
+}
+
+// JSON loses nothing of a hostile string that is UTF-8.
+func TestJSONHostile(t *testing.T) {
+	const name = "c1\x1b]0;pwned\a\u202e\u009b\x7f<b>\"\\"
+	j := journey(ping(c2, c1, false)).netns(c1NS, name).deliver().delivered()
+	var b bytes.Buffer
+	if err := JSON(&b, j); err != nil {
+		t.Fatal(err)
+	}
+	var o Object
+	if err := json.Unmarshal(b.Bytes(), &o); err != nil {
+		t.Fatal(err)
+	}
+	if o.Outcome.NetnsName != name {
+		t.Errorf("got %q", o.Outcome.NetnsName)
+	}
+	if str("a\xffb") != `a\xffb` {
+		t.Errorf("got %q", str("a\xffb"))
+	}
+}
+
+type countingWriter struct {
+	writes [][]byte
+	err    error
+	short  bool
+}
+
+func (w *countingWriter) Write(b []byte) (int, error) {
+	w.writes = append(w.writes, bytes.Clone(b))
+	if w.short {
+		return len(b) - 1, nil
+	}
+	return len(b), w.err
+}
+
+func TestRenderers(t *testing.T) {
+	for name, mk := range map[string]func(io.Writer) Renderer{
+		"tree":  func(w io.Writer) Renderer { return NewTree(w, TreeOptions{}) },
+		"trace": NewTrace,
+		"json":  NewJSON,
+	} {
+		t.Run(name, func(t *testing.T) {
+			js := journeys()
+			w := &countingWriter{}
+			r := mk(w)
+			for _, n := range []string{"s1-request", "s1-reply", "s1-reply"} {
+				if err := r.Journey(js[n]); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if len(w.writes) != 3 {
+				t.Fatalf("%d writes for 3 packets", len(w.writes))
+			}
+			if !bytes.Equal(w.writes[1], w.writes[2]) {
+				t.Error("not the same twice")
+			}
+			if err := mk(&countingWriter{err: syscall.EPIPE}).Journey(js["s1-reply"]); !errors.Is(err, syscall.EPIPE) {
+				t.Errorf("got %v", err)
+			}
+			if err := mk(&countingWriter{short: true}).Journey(js["s1-reply"]); !errors.Is(err, io.ErrShortWrite) {
+				t.Errorf("got %v", err)
+			}
+		})
+	}
+	// Nothing to say is nothing written.
+	w := &countingWriter{}
+	if err := NewTrace(w).Journey(&events.Journey{}); err != nil || len(w.writes) != 0 {
+		t.Errorf("%v, %d writes", err, len(w.writes))
+	}
+}
+
+// FuzzJourney puts hostile strings, bytes and numbers everywhere.
+func FuzzJourney(f *testing.F) {
+	f.Add("filter", "FORWARD", "-j ACCEPT", "ACCEPT", "eth0", "c1", []byte(echo4.bytes()), uint8(2), uint8(2), 1, 0, 0, 64)
+	f.Add("nat\x1b", "\u202e", "\xff", "DROP\n", "", "\x00", []byte{}, uint8(7), uint8(200), -1, 99, -5, -7)
+	f.Fuzz(func(t *testing.T, table, chain, text, action, dev, ns string, data []byte, pf, hook uint8, verdict, step, rule, depth int) {
+		p := events.Packet{Family: pf, EtherType: 0x0800, Len: len(data), Data: data, CT: ns}
+		d := events.Device{Index: rule, Name: dev}
+		at := events.Step{Kind: events.StepTable, PF: pf, Hook: hook, In: d, PhysOut: d, NetnsName: ns, Verdict: verdict}
+		tab, hk, nat := at, at, at
+		tab.Table = &events.TableRun{Name: table, Before: p, After: p, Unresolved: text, Rules: []events.Rule{
+			{Chain: chain, Type: events.RuleType(action), Num: rule, Text: text, Action: action, Depth: depth, Pkt: &p},
+			{Chain: chain, Type: events.TypePolicy, Num: rule, IsPolicy: true, Action: action, PktUnsure: text},
+		}}
+		hk.Kind = events.StepHook
+		nat.Kind, nat.NAT = events.StepNAT, &events.NAT{Source: verdict > 0, Before: events.Tuple{Proto: hook}}
+		j := &events.Journey{First: p, HalfSeen: text, Lost: uint64(verdict),
+			Steps:   []events.Step{nat, tab, nat, hk, {Kind: events.StepXmit, Out: d}, {Kind: events.StepBridge, Out: d, Netns: 5}, {Kind: 99}},
+			Outcome: events.Outcome{Kind: events.OutcomeKind(action), Device: d, NetnsName: ns, Step: step, Rule: rule}}
+		var b bytes.Buffer
+		for _, err := range []error{Tree(&b, j, TreeOptions{}), Trace(&b, j), JSON(&b, j)} {
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		text = b.String()
+		if !utf8.ValidString(text) || !strings.HasSuffix(text, "\n") {
+			t.Fatalf("%q", text)
+		}
+		lines := strings.Split(strings.TrimSuffix(text, "\n"), "\n")
+		for _, l := range lines {
+			checkLine(t, l)
+		}
+		if !json.Valid([]byte(lines[len(lines)-1])) {
+			t.Errorf("%q", lines[len(lines)-1])
+		}
+	})
+}

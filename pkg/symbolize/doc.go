@@ -1,0 +1,17 @@
+// Package symbolize turns what the kernel's records say in numbers into what
+// people call it: which rules of an iptables table a run of that table
+// visited, in which order and under which names, what their texts are, and
+// which network namespace, interface and container a number stands for.
+//
+// The package reads the kernel (getsockopt, rtnetlink, /proc) and the
+// engines' sockets only when asked to; everything that computes takes its
+// input as bytes or paths, so that it tests without root. Nothing here changes
+// the system: tables that do not exist are never asked for, since asking
+// creates them.
+//
+// Strings that come from rules, interfaces, namespaces or engines are handed
+// on unescaped: whoever prints them escapes them.
+//
+// It may import netlink libraries, ebpf/btf and golang.org/x/sys/unix, and
+// nothing of ours.
+package symbolize

@@ -1,0 +1,201 @@
+package trace
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"maps"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+
+	"github.com/nftrace/nftrace/bpf"
+)
+
+const (
+	lockdownPath = "/sys/kernel/security/lockdown"
+	kallsymsPath = "/proc/kallsyms"
+	btfPath      = "/sys/kernel/btf/vmlinux"
+	modulesPath  = "/sys/module"
+	preemptPath  = "/sys/kernel/debug/sched/preempt"
+)
+
+// CheckKernel returns an error that names what keeps every probe from working on this
+// machine, or for this user, before any is tried.
+func CheckKernel() error {
+	if os.Geteuid() != 0 {
+		return errors.New("nftrace must be run as root: it attaches probes to the kernel and reads rulesets; try: sudo nftrace …")
+	}
+	if _, err := os.Stat(btfPath); errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("kernel %s has no type information (%s is missing); nftrace needs a kernel built with CONFIG_DEBUG_INFO_BTF=y", kernelRelease(), btfPath)
+	}
+	if lockdownMode(lockdownPath) == "confidentiality" {
+		return errors.New("the kernel is locked down (confidentiality), which forbids tracing; boot without lockdown=confidentiality")
+	}
+	return nil
+}
+
+// lockdownMode returns the mode in brackets of a file like
+// "none [integrity] confidentiality"; "" where there is none.
+func lockdownMode(path string) string {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return ""
+	}
+	_, rest, ok := strings.Cut(string(data), "[")
+	if !ok {
+		return ""
+	}
+	mode, _, _ := strings.Cut(rest, "]")
+	return mode
+}
+
+// kernelRelease is uname -r.
+func kernelRelease() string {
+	var u unix.Utsname
+	if err := unix.Uname(&u); err != nil {
+		return "unknown"
+	}
+	return unix.ByteSliceToString(u.Release[:])
+}
+
+// moduleLoaded tells whether a module is loaded, or built in with parameters.
+func moduleLoaded(name string) bool {
+	state, err := os.ReadFile(modulesPath + "/" + name + "/initstate")
+	return err == nil && strings.TrimSpace(string(state)) == "live"
+}
+
+// hasIPv6 tells whether the kernel has IPv6 (ipv6.disable=1 leaves its functions there).
+func hasIPv6() bool {
+	_, err := os.Stat("/proc/sys/net/ipv6")
+	return err == nil
+}
+
+// tasksPreempt tells whether tasks may preempt each other in the kernel: not where
+// the kernel says that its preemption is "none" or "voluntary".
+func tasksPreempt() bool { return preemptible(preemptPath) }
+
+func preemptible(path string) bool {
+	modes, err := os.ReadFile(path)
+	if err != nil {
+		return true
+	}
+	return !bytes.Contains(modes, []byte("(none)")) && !bytes.Contains(modes, []byte("(voluntary)"))
+}
+
+// setSymbols gives the probes the addresses that they need. Those of module x_tables
+// are there only once it is loaded.
+func (t *Tracer) setSymbols() error {
+	vars := map[string]string{
+		"__per_cpu_offset": bpf.NftraceVarSymPerCpuOffset,
+		"__preempt_count":  bpf.NftraceVarSymPreemptCount,
+		"pcpu_hot":         bpf.NftraceVarSymPcpuHot,
+		"xt_recseq":        bpf.NftraceVarSymXtRecseq,
+	}
+	// The kernel finds a symbol much faster than we read all.
+	found, err := t.findSymbols()
+	if err != nil {
+		if found, err = readKallsyms(kallsymsPath, slices.Collect(maps.Keys(vars))...); err != nil {
+			return err
+		}
+	}
+	if found["__per_cpu_offset"] == 0 {
+		return errors.New("the kernel hides the addresses of its symbols; set kernel.kptr_restrict to 0 or 1 (sysctl kernel.kptr_restrict=1)")
+	}
+	t.undisturbed = found["bpf_preempt_disable"] != 0
+	for symbol, name := range vars {
+		if err := t.vars[name].Set(found[symbol]); err != nil {
+			return fmt.Errorf("set %s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// findSymbols asks the kernel (bpf_kallsyms_lookup_name, 5.16).
+func (t *Tracer) findSymbols() (map[string]uint64, error) {
+	sub := &ebpf.CollectionSpec{
+		Maps: t.spec.Maps, Variables: t.spec.Variables,
+		Types: t.spec.Types, ByteOrder: t.spec.ByteOrder,
+		Programs: map[string]*ebpf.ProgramSpec{
+			bpf.NftraceProgFindSymbols: t.spec.Programs[bpf.NftraceProgFindSymbols],
+		},
+	}
+	coll, err := ebpf.NewCollectionWithOptions(sub, ebpf.CollectionOptions{MapReplacements: t.maps})
+	if err != nil {
+		return nil, err
+	}
+	defer coll.Close()
+	if _, err := coll.Programs[bpf.NftraceProgFindSymbols].Run(nil); err != nil {
+		return nil, err
+	}
+	var s bpf.NftraceSymbols
+	if err := t.vars[bpf.NftraceVarFoundSymbols].Get(&s); err != nil {
+		return nil, err
+	}
+	return map[string]uint64{
+		"__per_cpu_offset": s.PerCpuOffset,
+		"__preempt_count":  s.PreemptCount,
+		"pcpu_hot":         s.PcpuHot,
+		"xt_recseq":        s.XtRecseq,
+
+		"bpf_preempt_disable": s.BpfPreemptDisable,
+	}, nil
+}
+
+// readKallsyms reads the addresses of symbols from a file like /proc/kallsyms.
+func readKallsyms(path string, names ...string) (map[string]uint64, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("read the kernel's symbols: %w", err)
+	}
+	defer f.Close()
+	found, err := parseKallsyms(f, names...)
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", path, err)
+	}
+	return found, nil
+}
+
+// parseKallsyms returns the addresses of those of the named symbols that r, in the
+// format of /proc/kallsyms, holds.
+func parseKallsyms(r io.Reader, names ...string) (map[string]uint64, error) {
+	want := map[string]bool{}
+	for _, n := range names {
+		want[n] = true
+	}
+	found := map[string]uint64{}
+	s := bufio.NewScanner(r)
+	for s.Scan() {
+		// "ffffffff82e1c1c0 R __per_cpu_offset" or with "\t[module]" behind
+		line := s.Bytes()
+		const name = 19
+		if len(line) <= name {
+			continue
+		}
+		sym := line[name:]
+		for i, c := range sym {
+			if c == '\t' || c == ' ' {
+				sym = sym[:i]
+				break
+			}
+		}
+		if !want[string(sym)] {
+			continue
+		}
+		addr, err := strconv.ParseUint(string(line[:16]), 16, 64)
+		if err != nil {
+			return nil, fmt.Errorf("line %q: %w", line, err)
+		}
+		if _, ok := found[string(sym)]; !ok {
+			found[string(sym)] = addr
+		}
+	}
+	return found, s.Err()
+}

@@ -1,0 +1,131 @@
+package trace
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/nftrace/nftrace/bpf"
+	"github.com/nftrace/nftrace/pkg/filter"
+)
+
+func TestLockdownMode(t *testing.T) {
+	for content, want := range map[string]string{
+		"[none] integrity confidentiality\n": "none",
+		"none integrity [confidentiality]\n": "confidentiality",
+		"":                                   "",
+		"none [integr":                       "integr",
+	} {
+		path := filepath.Join(t.TempDir(), "lockdown")
+		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if got := lockdownMode(path); got != want {
+			t.Errorf("%q: mode %q, want %q", content, got, want)
+		}
+	}
+	if got := lockdownMode(filepath.Join(t.TempDir(), "missing")); got != "" {
+		t.Errorf("no file: mode %q", got)
+	}
+}
+
+func TestPreemptible(t *testing.T) {
+	for content, want := range map[string]bool{
+		"none (voluntary) full \n":      false,
+		"(none) voluntary full \n":      false,
+		"none voluntary (full) \n":      true,
+		"none voluntary full (lazy) \n": true,
+	} {
+		path := filepath.Join(t.TempDir(), "preempt")
+		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if got := preemptible(path); got != want {
+			t.Errorf("%q: %v, want %v", content, got, want)
+		}
+	}
+	if !preemptible(filepath.Join(t.TempDir(), "missing")) {
+		t.Error("unknown preemption must be taken for full")
+	}
+}
+
+func TestParseKallsyms(t *testing.T) {
+	const file = `0000000000000000 A fixed_percpu_data
+000000000002d000 A pcpu_hot
+ffffffff82e1c1c0 R __per_cpu_offset
+ffffffff81234560 t pcpu_hot
+000000000003e0c8 d xt_recseq	[x_tables]
+short
+`
+	got, err := parseKallsyms(strings.NewReader(file), "pcpu_hot", "__per_cpu_offset", "xt_recseq", "absent")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]uint64{"pcpu_hot": 0x2d000, "__per_cpu_offset": 0xffffffff82e1c1c0, "xt_recseq": 0x3e0c8}
+	for name, addr := range want {
+		if got[name] != addr {
+			t.Errorf("%s at %#x, want %#x", name, got[name], addr)
+		}
+	}
+	if len(got) != len(want) {
+		t.Errorf("got %v", got)
+	}
+	if _, err := parseKallsyms(strings.NewReader("zzzzffff82e1c1c0 R __per_cpu_offset\n"), "__per_cpu_offset"); err == nil {
+		t.Error("an address that is none was accepted")
+	}
+}
+
+// A filter that looks at addresses or ports may match once NAT has changed them.
+func TestLooksAtEndpoints(t *testing.T) {
+	for expr, want := range map[string]bool{
+		"icmp":                         false,
+		"tcp[tcpflags] & tcp-syn != 0": false,
+		"greater 100":                  false,
+		"ether host 02:00:00:00:00:01": false,
+		"port 80":                      true,
+		"udp and src host 192.0.2.1":   true,
+		"net 2001:db8::/32":            true,
+	} {
+		e, err := filter.Parse(expr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := looksAtEndpoints(e.Instructions()); got != want {
+			t.Errorf("%q: %v, want %v", expr, got, want)
+		}
+	}
+}
+
+// Every program that calls the filter gets the user's.
+func TestConfigureReplacesTheFilterEverywhere(t *testing.T) {
+	spec, err := bpf.LoadNftrace()
+	if err != nil {
+		t.Fatal(err)
+	}
+	e, err := filter.Parse("tcp port 80")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := configure(spec, Options{Filter: e.Instructions()}); err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	for name, p := range spec.Programs {
+		if !hasSymbol(p.Instructions, filterFunc) {
+			continue
+		}
+		n++
+		body := false
+		for _, ins := range p.Instructions {
+			body = body || ins.Symbol() == filterFunc
+			if body && ins.Constant == 80 {
+				body, n = false, n-1
+				break
+			}
+		}
+		if n != 0 {
+			t.Errorf("program %s: the filter does not look for port 80", name)
+		}
+	}
+}

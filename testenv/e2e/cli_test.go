@@ -1,0 +1,578 @@
+package e2e
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/nftrace/nftrace/testenv/topo"
+)
+
+// patience is how long anything may take in a VM that is emulated.
+const patience = 60 * time.Second
+
+// eventually polls until ok, and fails the test if that takes too long.
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for end := time.Now().Add(patience); !ok(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("%s: not within %v", what, patience)
+		}
+	}
+}
+
+// lockedBuffer may be read while a process writes to it.
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (b *lockedBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.Write(p)
+}
+
+func (b *lockedBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.String()
+}
+
+// A process is nftrace, or something beside it, until the test ends.
+type process struct {
+	t              *testing.T
+	cmd            *exec.Cmd
+	stdout, stderr lockedBuffer
+	ended          chan struct{}
+	ready          string
+}
+
+// spawn starts a command; if it is to be in a namespace, through ip netns exec, which
+// becomes the command.
+func spawn(t *testing.T, ns string, change func(*exec.Cmd), args ...string) *process {
+	t.Helper()
+	if ns != "" {
+		args = append([]string{"ip", "netns", "exec", ns}, args...)
+	}
+	p := &process{t: t, cmd: exec.Command(args[0], args[1:]...), ended: make(chan struct{})}
+	p.cmd.Stdout, p.cmd.Stderr = &p.stdout, &p.stderr
+	p.cmd.WaitDelay = patience
+	if change != nil {
+		change(p.cmd)
+	}
+	if err := p.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		p.cmd.Wait() // ProcessState has what matters
+		close(p.ended)
+	}()
+	t.Cleanup(func() {
+		p.cmd.Process.Kill()
+		<-p.ended
+	})
+	return p
+}
+
+// attached starts nftrace and returns once it is attached.
+func attached(t *testing.T, ns string, change func(*exec.Cmd), args ...string) *process {
+	t.Helper()
+	ready := filepath.Join(t.TempDir(), "ready")
+	p := spawn(t, ns, change, append([]string{"nftrace", "--ready-file", ready}, args...)...)
+	p.ready = ready
+	p.waitReady()
+	return p
+}
+
+func (p *process) waitReady() {
+	p.t.Helper()
+	eventually(p.t, "attaching", func() bool {
+		select {
+		case <-p.ended:
+			p.t.Fatalf("%s ended: %s", p.cmd, p.stderr.String())
+		default:
+		}
+		_, err := os.Stat(p.ready)
+		return err == nil
+	})
+}
+
+// status waits for the end and returns the exit status, -1 for a signal.
+func (p *process) status() int {
+	p.t.Helper()
+	select {
+	case <-p.ended:
+	case <-time.After(patience):
+		p.t.Fatalf("%s does not end; stderr: %s", p.cmd, p.stderr.String())
+	}
+	return p.cmd.ProcessState.ExitCode()
+}
+
+func (p *process) signal(s syscall.Signal) {
+	p.t.Helper()
+	if err := p.cmd.Process.Signal(s); err != nil {
+		p.t.Fatal(err)
+	}
+}
+
+// want checks the exit status, that stderr says all of lines, and that each of its
+// lines is nftrace's own.
+func (p *process) want(status int, lines ...string) {
+	p.t.Helper()
+	got := p.status()
+	stderr := p.stderr.String()
+	if got != status {
+		p.t.Errorf("%s: status %d, want %d; stderr: %s", p.cmd, got, status, stderr)
+	}
+	for _, w := range lines {
+		if !strings.Contains(stderr, w) {
+			p.t.Errorf("%s: does not say %q, but: %s", p.cmd, w, stderr)
+		}
+	}
+	for l := range strings.Lines(stderr) {
+		if !strings.HasPrefix(l, "nftrace: ") || strings.ContainsAny(l, "\x1b\t\r") {
+			p.t.Errorf("%s: a line of stderr: %q", p.cmd, l)
+		}
+	}
+}
+
+var cliSummary = regexp.MustCompile(`^nftrace: (\d+) packets, (\d+) records, (\d+) lost( \(.*\))?, (\d+) unresolved$`)
+
+// summary checks that the last line is the summary, with nothing lost or unresolved,
+// and returns the number of packets.
+func (p *process) summary() int {
+	p.t.Helper()
+	p.status()
+	lines := strings.Split(strings.TrimSpace(p.stderr.String()), "\n")
+	m := cliSummary.FindStringSubmatch(lines[len(lines)-1])
+	if m == nil {
+		p.t.Fatalf("%s: the last line is no summary: %s", p.cmd, p.stderr.String())
+	}
+	if m[3] != "0" || m[5] != "0" {
+		p.t.Errorf("%s: %s", p.cmd, m[0])
+	}
+	n, _ := strconv.Atoi(m[1])
+	return n
+}
+
+// objects reads the JSON lines; the last may be cut off if that is allowed.
+func objects(t *testing.T, data string, cut bool) []map[string]any {
+	t.Helper()
+	var list []map[string]any
+	lines := strings.SplitAfter(data, "\n")
+	for i, l := range lines {
+		if l == "" {
+			continue
+		}
+		var o map[string]any
+		err := json.Unmarshal([]byte(l), &o)
+		switch {
+		case err == nil && strings.HasSuffix(l, "\n"):
+			list = append(list, o)
+		case cut && i == len(lines)-1:
+		default:
+			t.Errorf("line %d of the output is no JSON: %v: %.200q", i+1, err, l)
+		}
+	}
+	return list
+}
+
+func read(t *testing.T, path string) string {
+	t.Helper()
+	data, err := os.ReadFile(path)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		t.Fatal(err)
+	}
+	return string(data)
+}
+
+func needNftrace(t *testing.T) {
+	t.Helper()
+	needVM(t)
+	if _, err := exec.LookPath("nftrace"); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func sh(t *testing.T, lines string) {
+	t.Helper()
+	if err := command("sh", "-e", "-c", lines); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func command(args ...string) error {
+	out, err := exec.Command(args[0], args[1:]...).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("%s: %w: %s", strings.Join(args, " "), err, out)
+	}
+	return nil
+}
+
+// TestIPTablesComesLater must be the first test of a boot that uses iptables, and is, by
+// its file's name.
+func TestIPTablesComesLater(t *testing.T) {
+	needNftrace(t)
+	if strings.Contains(read(t, "/proc/modules"), "ip_tables ") {
+		t.Fatal("ip_tables is loaded: this must come first")
+	}
+	up(t, "lo")
+	start := time.Now()
+	p := attached(t, "h", nil, "--format", "trace", "icmp")
+	attaching := time.Since(start)
+	eventually(t, "being told", func() bool { return strings.Contains(p.stderr.String(), "no legacy iptables on this system yet") })
+	if err := topo.Shell(t.Context(), "h", "iptables-legacy -A OUTPUT -p icmp -j ACCEPT"); err != nil {
+		t.Fatal(err)
+	}
+	start = time.Now()
+	eventually(t, "tracing what was loaded", func() bool {
+		if err := topo.Shell(t.Context(), "h", "ping -q -c 1 -W 1 127.0.0.1"); err != nil {
+			t.Fatal(err)
+		}
+		return strings.Contains(p.stdout.String(), "TRACE: filter:OUTPUT:")
+	})
+	took := time.Since(start)
+	// A second where nftrace starts at once; in an emulated machine it does not. x_tables
+	// and ip_tables are attached one after the other.
+	t.Logf("attached in %v, traced %v after iptables", attaching.Round(time.Millisecond), took.Round(time.Millisecond))
+	if took > 2*attaching+time.Second {
+		t.Errorf("it took %v to trace what was loaded, %v to start", took, attaching)
+	}
+	p.signal(syscall.SIGINT)
+	p.want(0, "ip_tables", "traced from now on")
+	p.summary()
+}
+
+func TestBadInput(t *testing.T) {
+	needNftrace(t)
+	up(t, "lo")
+	tmp := t.TempDir()
+	out := filepath.Join(tmp, "out")
+	ro := filepath.Join(tmp, "ro")
+	sh(t, fmt.Sprintf("mkdir %s; mount -t tmpfs -o ro none %s", ro, ro))
+	t.Cleanup(func() { sh(t, "umount "+ro) })
+	nobody := func(c *exec.Cmd) {
+		c.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+	}
+	for _, tt := range []struct {
+		name   string
+		args   string
+		change func(*exec.Cmd)
+		status int
+		want   string
+	}{
+		{"unknown flag", "nftrace --nosuch", nil, 2, "unknown flag: --nosuch"},
+		{"bad filter", "nftrace icmp and", nil, 2, "filter: "},
+		{"no command", "nftrace icmp --", nil, 2, "no command behind --"},
+		{"no interface", "nftrace -o OUT -i nosuch0", nil, 1, `interface "nosuch0" does not exist in this network namespace; ip link lists`},
+		{"no interface there", "nftrace -o OUT --netns h -i nosuch0", nil, 1, `interface "nosuch0" does not exist in namespace h`},
+		{"no engine", "nftrace -o OUT --container web", nil, 1, "--container web: no container engine answers"},
+		{"no namespace", "nftrace -o OUT --netns nosuch", nil, 1, "--netns nosuch: no such network namespace"},
+		{"no process", "nftrace -o OUT --netns pid:99999", nil, 1, "no process 99999"},
+		{"no namespace's file", "nftrace -o OUT --netns /etc/passwd", nil, 1, "/etc/passwd is not a network namespace"},
+		{"not root", "nftrace icmp", nobody, 1, "must be run as root"},
+		{"no BTF", "unshare -m sh -c 'mount -t tmpfs none /sys/kernel/btf && exec nftrace -o OUT icmp'", nil, 1, "CONFIG_DEBUG_INFO_BTF=y"},
+		{"no directory", "nftrace -o TMP/nosuch/out", nil, 1, "the directory TMP/nosuch does not exist"},
+		{"a directory", "nftrace -o TMP", nil, 1, "is a directory"},
+		{"read-only", "nftrace -o TMP/ro/out", nil, 1, "-o TMP/ro/out: the file system is read-only: choose another place"},
+		{"no ready file", "nftrace -o OUT --ready-file TMP/nosuch/r", nil, 1, "the directory TMP/nosuch does not exist"},
+		{"read-only ready file", "nftrace --ready-file TMP/ro/r", nil, 1, "--ready-file TMP/ro/r: the file system is read-only"},
+		{"command not found", "nftrace -o OUT -- nosuch-command", nil, 1, `command "nosuch-command" is not in PATH`},
+		{"no program", "nftrace -o OUT -- /etc/passwd", nil, 1, `command "/etc/passwd" cannot be run: permission denied`},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			fill := strings.NewReplacer("OUT", out, "TMP", tmp)
+			p := spawn(t, "", tt.change, "sh", "-c", "exec "+fill.Replace(tt.args))
+			p.want(tt.status, fill.Replace(tt.want))
+			if n := strings.Count(p.stderr.String(), "\n"); n != 1 {
+				t.Errorf("%d lines: %s", n, p.stderr.String())
+			}
+			if p.stdout.String() != "" {
+				t.Errorf("on stdout: %s", p.stdout.String())
+			}
+			if _, err := os.Stat(out); err == nil {
+				t.Error("the output file was made")
+			}
+		})
+	}
+}
+
+// TestLockdown needs a kernel booted with lockdown=confidentiality: make test-e2e-lockdown.
+func TestLockdown(t *testing.T) {
+	needNftrace(t)
+	if !strings.Contains(read(t, "/sys/kernel/security/lockdown"), "[confidentiality]") {
+		if strings.Contains(read(t, "/proc/cmdline"), "lockdown=confidentiality") {
+			t.Fatal("booted with lockdown, and not locked down")
+		}
+		t.Skip("the kernel is not locked down: make test-e2e-lockdown")
+	}
+	out := filepath.Join(t.TempDir(), "out")
+	p := spawn(t, "", nil, "nftrace", "-o", out, "icmp")
+	p.want(1, "nftrace: the kernel is locked down (confidentiality), which forbids tracing; boot without lockdown=confidentiality\n")
+	if n := strings.Count(p.stderr.String(), "\n"); n != 1 {
+		t.Errorf("%d lines: %s", n, p.stderr.String())
+	}
+	if _, err := os.Stat(out); err == nil {
+		t.Error("the output file was made")
+	}
+}
+
+// engine is as much of Docker as nftrace asks: one container.
+func engine(t *testing.T, name string, pid int) (dockerHost string) {
+	t.Helper()
+	socket := filepath.Join(t.TempDir(), "docker.sock")
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case "/containers/" + name + "/json":
+			fmt.Fprintf(w, `{"Id":"4ab3","Name":"/%s","State":{"Running":true,"Pid":%d},"HostConfig":{"NetworkMode":"bridge"}}`, name, pid)
+		case "/containers/stopped/json":
+			fmt.Fprint(w, `{"Id":"4ab4","Name":"/stopped","State":{"Running":false,"Pid":0},"HostConfig":{"NetworkMode":"bridge"}}`)
+		case "/containers/json":
+			fmt.Fprint(w, `[{"Id":"`+name+`"}]`)
+		default:
+			w.WriteHeader(http.StatusNotFound)
+			fmt.Fprint(w, `{"message":"No such container"}`)
+		}
+	})}
+	go srv.Serve(l)
+	t.Cleanup(func() { srv.Close() })
+	return "unix://" + socket
+}
+
+// inside starts a process in a namespace that stays there, and returns its number.
+func inside(t *testing.T, ns string) int {
+	t.Helper()
+	stdin, hold, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { stdin.Close(); hold.Close() })
+	p := spawn(t, ns, func(c *exec.Cmd) { c.Stdin = stdin }, "cat")
+	pid := p.cmd.Process.Pid
+	eventually(t, "a process in "+ns, func() bool { return read(t, fmt.Sprintf("/proc/%d/comm", pid)) == "cat\n" })
+	return pid
+}
+
+// TestPlaces runs one nftrace for each way to name places, all at once, around the same
+// traffic.
+func TestPlaces(t *testing.T) {
+	needNftrace(t)
+	up(t, "docker")
+	for _, ns := range []string{"c1", "c2", "ext"} { // or they would have no hooks to be seen at
+		if err := topo.Load(t.Context(), ns, "iptables-legacy", "*filter\nCOMMIT\n"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	pid := inside(t, "c1")
+	docker := engine(t, "web", pid)
+	env := func(c *exec.Cmd) { c.Env = append(os.Environ(), "DOCKER_HOST="+docker) }
+
+	// c1 and c2 on docker0: 6 packets. ext and the host on eth0: 10. lo of the host: 14.
+	const traffic = `
+ip netns exec c1 ping -q -i 0.01 -c 3 172.17.0.3
+ip netns exec ext ping -q -i 0.01 -c 5 10.211.55.8
+ip netns exec h ping -q -i 0.01 -c 7 127.0.0.1
+`
+	tests := []struct {
+		args string
+		want int
+		p    *process
+	}{
+		{args: "", want: 30},
+		{args: "-i docker0", want: 6},
+		{args: "-i docker0 -i eth0", want: 16},
+		{args: "-i lo", want: 14},
+		{args: "--netns c1", want: 6},
+		{args: "--netns /run/netns/c1", want: 6},
+		{args: fmt.Sprintf("--netns pid:%d", pid), want: 6},
+		{args: "--netns c1 --netns ext", want: 16},
+		{args: "--netns ext -i eth0", want: 10},
+		{args: "--netns ext -i lo", want: 0},
+		{args: "--netns c1 --netns ext -i eth0", want: 16},
+		{args: "--container web", want: 6},
+		{args: "--container c2", want: 6}, // no such container, but a namespace
+	}
+	// The kernel lets a function have 38 probes at most, of which an nftrace may take 10.
+	for batch := range slices.Chunk(tests, 3) {
+		for i := range batch {
+			ready := filepath.Join(t.TempDir(), "ready")
+			args := append([]string{"nftrace", "--ready-file", ready, "--format", "json"}, strings.Fields(batch[i].args)...)
+			batch[i].p = spawn(t, "h", env, append(args, "icmp")...)
+			batch[i].p.ready = ready
+		}
+		for i := range batch {
+			batch[i].p.waitReady()
+		}
+		sh(t, traffic)
+		for i := range batch {
+			batch[i].p.signal(syscall.SIGINT)
+		}
+		for _, tt := range batch {
+			t.Run("nftrace "+tt.args, func(t *testing.T) {
+				tt.p.t = t
+				tt.p.want(0)
+				if n := tt.p.summary(); n != tt.want {
+					t.Errorf("the summary says %d packets, want %d", n, tt.want)
+				}
+				if n := len(objects(t, tt.p.stdout.String(), false)); n != tt.want {
+					t.Errorf("%d packets, want %d", n, tt.want)
+				}
+			})
+		}
+	}
+
+	for arg, want := range map[string]string{
+		"nosuch":  `--container nosuch: no such container: "nosuch"; docker ps`,
+		"stopped": "--container stopped: the container is not running: start stopped first",
+	} {
+		p := spawn(t, "h", env, "nftrace", "--container", arg)
+		p.want(1, want)
+	}
+}
+
+// pings keeps a namespace's loopback busy until the test ends.
+func pings(t *testing.T, ns string, args ...string) *process {
+	t.Helper()
+	return spawn(t, ns, nil, append([]string{"ping", "-q", "-i", "0.02"}, args...)...)
+}
+
+func TestEnds(t *testing.T) {
+	needNftrace(t)
+	up(t, "docker")
+	t.Run("count", func(t *testing.T) {
+		p := spawn(t, "h", nil, "nftrace", "-c", "7", "--format", "json", "icmp", "--", "ping", "-q", "-i", "0.01", "127.0.0.1")
+		if s := p.status(); s != 0 { // ping without -c ended, too
+			t.Errorf("status %d", s)
+		}
+		if n := len(objects(t, p.stdout.String(), false)); n != 7 || p.summary() != 7 {
+			t.Errorf("%d packets: %s", n, p.stderr.String())
+		}
+	})
+	t.Run("duration", func(t *testing.T) {
+		start := time.Now()
+		p := attached(t, "h", nil, "--duration", "300ms", "--format", "json", "icmp")
+		p.want(0)
+		if n := p.summary(); n != 0 || time.Since(start) < 300*time.Millisecond {
+			t.Errorf("%d packets, after %v", n, time.Since(start))
+		}
+	})
+	t.Run("command", func(t *testing.T) {
+		p := spawn(t, "h", nil, "nftrace", "--format", "json", "icmp", "--", "sh", "-c", "ping -q -c 5 -i 0.01 127.0.0.1 >/dev/null; exit 3")
+		p.want(0, "nftrace: the command ended: exit status 3\n")
+		if n := len(objects(t, p.stdout.String(), false)); n != 10 || p.summary() != 10 {
+			t.Errorf("%d packets: %s", n, p.stderr.String())
+		}
+	})
+	t.Run("quiet", func(t *testing.T) {
+		p := spawn(t, "h", nil, "nftrace", "-q", "--", "true")
+		if p.want(0); p.stderr.String() != "" {
+			t.Errorf("-q says %s", p.stderr.String())
+		}
+	})
+	for _, sig := range []syscall.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP} {
+		t.Run(sig.String(), func(t *testing.T) {
+			out := filepath.Join(t.TempDir(), "out")
+			p := attached(t, "h", nil, "--format", "json", "-o", out, "icmp")
+			pings(t, "h", "127.0.0.1")
+			eventually(t, "packets", func() bool { return strings.Count(read(t, out), "\n") >= 3 })
+			p.signal(sig)
+			p.want(0)
+			if n, m := len(objects(t, read(t, out), false)), p.summary(); n != m {
+				t.Errorf("%d packets in the file, %d in the summary", n, m)
+			}
+		})
+	}
+	t.Run("signal with a command", func(t *testing.T) {
+		pidFile := filepath.Join(t.TempDir(), "pid")
+		p := spawn(t, "h", nil, "nftrace", "--", "sh", "-c", "echo $$ > "+pidFile+".new; mv "+pidFile+".new "+pidFile+"; exec sleep 1000")
+		eventually(t, "the command", func() bool { return read(t, pidFile) != "" })
+		p.signal(syscall.SIGINT)
+		p.want(0)
+		pid, err := strconv.Atoi(strings.TrimSpace(read(t, pidFile)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "the command's end", func() bool {
+			state, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+			return err != nil || bytes.Contains(state, []byte(") Z "))
+		})
+	})
+	for _, more := range []bool{true, false} {
+		t.Run(fmt.Sprintf("reader goes away, more packets %v", more), func(t *testing.T) {
+			r, w, err := os.Pipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer r.Close()
+			p := attached(t, "h", func(c *exec.Cmd) { c.Stdout = w }, "icmp")
+			w.Close()
+			ping := pings(t, "h", map[bool][]string{true: {"127.0.0.1"}, false: {"-c", "1", "127.0.0.1"}}[more]...)
+			if !more {
+				ping.status()
+			}
+			line := make([]byte, 1)
+			if _, err := io.ReadFull(r, line); err != nil {
+				t.Fatal(err)
+			}
+			r.Close()
+			p.want(0, "the reader of the output went away; stopping")
+			p.summary()
+		})
+	}
+	t.Run("full disk", func(t *testing.T) {
+		dir := t.TempDir()
+		sh(t, "mount -t tmpfs -o size=64k none "+dir)
+		t.Cleanup(func() { sh(t, "umount "+dir) })
+		out := filepath.Join(dir, "out")
+		p := attached(t, "h", nil, "--format", "json", "-o", out, "icmp")
+		pings(t, "h", "127.0.0.1")
+		p.want(1, "nftrace: write to "+out+": no space left on device; the packets written before are kept\n")
+		p.summary()
+		if n := len(objects(t, read(t, out), true)); n < 3 {
+			t.Errorf("%d packets are in the file", n)
+		}
+	})
+	t.Run("interface goes away", func(t *testing.T) {
+		sh(t, "ip -n h link add d0 type dummy; ip -n h addr add 192.0.2.1/24 dev d0; ip -n h link set d0 up")
+		p := attached(t, "h", nil, "--format", "json", "-i", "d0", "-i", "lo", "icmp or udp")
+		sh(t, "ip netns exec h traffic udp-send -n 5 192.0.2.9:9")
+		sh(t, "ip -n h link del d0")
+		sh(t, "ip netns exec h ping -q -c 2 -i 0.01 127.0.0.1")
+		p.signal(syscall.SIGINT)
+		p.want(0)
+		if n := len(objects(t, p.stdout.String(), false)); n != 9 || p.summary() != 9 {
+			t.Errorf("%d packets: %s\n%s", n, p.stderr.String(), p.stdout.String())
+		}
+	})
+	t.Run("namespace goes away", func(t *testing.T) {
+		sh(t, "ip netns add gone; ip -n gone link set lo up; ip netns exec gone iptables-legacy -A OUTPUT -p icmp -j ACCEPT")
+		p := attached(t, "h", nil, "--format", "json", "--netns", "gone", "--netns", "h", "icmp")
+		sh(t, "ip netns exec gone ping -q -c 5 -i 0.01 127.0.0.1; ip netns del gone")
+		sh(t, "ip netns exec h ping -q -c 2 -i 0.01 127.0.0.1")
+		p.signal(syscall.SIGINT)
+		p.want(0)
+		if n := len(objects(t, p.stdout.String(), false)); n != 14 || p.summary() != 14 {
+			t.Errorf("%d packets: %s", n, p.stderr.String())
+		}
+	})
+}

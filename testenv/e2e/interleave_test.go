@@ -1,0 +1,254 @@
+package e2e
+
+import (
+	"fmt"
+	"maps"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nftrace/nftrace/testenv/oracle"
+)
+
+const (
+	interleaveRules = 400   // of OUTPUT, and 100 of FORWARD
+	interleavePort  = 20000 // rule N is for port 20000+N
+	echoPort        = interleavePort + interleaveRules
+)
+
+// interleaveRuleset has one rule for each flow and no verdict: the number of the rule
+// that a packet matched is told by its port, so that no wrong one can hide.
+func interleaveRuleset() string {
+	var b strings.Builder
+	b.WriteString("*filter\n")
+	for i := range interleaveRules - 1 {
+		fmt.Fprintf(&b, "-A OUTPUT -p udp -m udp --dport %d\n", interleavePort+1+i)
+	}
+	fmt.Fprintf(&b, "-A OUTPUT -p udp -m udp --sport %d\n", echoPort)
+	for i := range 100 {
+		fmt.Fprintf(&b, "-A FORWARD -p udp -m udp --dport %d\n", interleavePort+1+i)
+	}
+	b.WriteString("COMMIT\n")
+	return b.String()
+}
+
+// interleaveTraffic makes calls of ipt_do_table for one table overlap on one CPU.
+// Forwarded packets arrive on it (RPS), in softirqs of the senders: they nest. The
+// senders preempt one another.
+const interleaveTraffic = `
+on h sh -c 'for q in /sys/class/net/*/queues/rx-0/rps_cpus; do echo 1 > $q; done'
+pids=
+if [ ECHO -gt 0 ]; then
+	mkfifo $TMP/ready
+	on h taskset 1 chrt -f 10 traffic udp-echo -n ECHO -timeout 60s -ready $TMP/ready :ECHOPORT &
+	echo=$!
+	read line < $TMP/ready
+	on c2 traffic udp-send -n ECHO 172.17.0.1:ECHOPORT &
+	pids=$!
+fi
+n=0
+for cpu in 1 1 ALL ALL; do
+	on h taskset $cpu traffic flood -n LOCAL 10.211.55.1:$((20001 + 99 * n)) &
+	pids="$pids $!"
+	n=$((n + 1))
+done
+on c2 traffic flood -n FORWARD 10.211.55.1:20001 &
+pids="$pids $!"
+for pid in $pids; do wait $pid; done
+if [ ECHO -gt 0 ]; then
+	kill $echo 2> /dev/null || :
+	wait $echo || :
+fi
+`
+
+// TestInterleaved holds the rules that nftrace names against those that each packet
+// must have matched, where calls of ipt_do_table overlap. Boot with preempt=full
+// (make test-interleave): without it, tasks do not preempt one another in the kernel.
+func TestInterleaved(t *testing.T) {
+	needVM(t)
+	if os.Getenv("NFTRACE_INTERLEAVE") == "" {
+		t.Skip("needs preemption: make test-interleave")
+	}
+	up(t, "bare")
+	cmd := exec.CommandContext(t.Context(), "ip", "netns", "exec", "h", "iptables-legacy-restore")
+	cmd.Stdin = strings.NewReader(interleaveRuleset())
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	// The goal is 1 % of unresolved and lost steps together, and it is not reached in every
+	// run yet: 0.4 to 1.5 % were seen with two CPUs, 0.9 to 1.6 % with one, where
+	// counters stand in the rules and copying the 400 takes many times as long. What is
+	// left are probes that the kernel skips and sums of runs that more than one
+	// split explains. Wrong rules fail the test always.
+	const limit = 4 // per cent
+	t.Run("senders", func(t *testing.T) {
+		if n, all := runInterleaved(t, 500, 1000, 0); n*100 > limit*all {
+			t.Errorf("%d of %d steps unresolved or lost, want %d %% at the most", n, all, limit)
+		}
+	})
+	// An echo server of real-time priority: a packet for it, handled at the end of a
+	// sender's call, lets it preempt the sender there and then, within our probes, too;
+	// the kernel skips these for others then. What is told must still be right.
+	t.Run("real-time", func(t *testing.T) { runInterleaved(t, 300, 500, 300) })
+}
+
+// runInterleaved sends, traces and checks. It returns the numbers of steps that could
+// not be told and of all.
+func runInterleaved(t *testing.T, local, forward, echo int) (bad, all int) {
+	cpus := "1"
+	if data, _ := os.ReadFile("/sys/devices/system/cpu/online"); strings.TrimSpace(string(data)) != "0" {
+		cpus = "3"
+	}
+	tmp := t.TempDir()
+	out, script := filepath.Join(tmp, "out"), filepath.Join(tmp, "run.sh")
+	lines := strings.NewReplacer("LOCAL", strconv.Itoa(local), "FORWARD", strconv.Itoa(forward), "ECHOPORT", strconv.Itoa(echoPort),
+		"ECHO", strconv.Itoa(echo), "ALL", cpus).Replace(interleaveTraffic)
+	if err := os.WriteFile(script, []byte("set -e\n"+prelude+lines), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	start := time.Now()
+	// nftrace must get to read, whoever else runs.
+	cmd := exec.CommandContext(t.Context(), "chrt", "-R", "-f", "20", "nftrace", "-v", "-o", out, "--format", "trace", "--netns", "h", "--", "sh", script)
+	cmd.Env = append(os.Environ(), "TMP="+tmp)
+	stderr, err := cmd.CombinedOutput()
+	if err != nil || strings.Contains(string(stderr), "the command ended: ") {
+		t.Fatalf("nftrace: %v\n%s", err, stderr)
+	}
+	data, err := os.ReadFile(out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := parseSummary(string(stderr))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := checkInterleaved(strings.Split(strings.TrimSpace(string(data)), "\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	all = r.resolved + r.unresolved
+	t.Logf("in %v; stderr:\n%s", time.Since(start).Round(time.Second), stderr)
+	t.Logf("%d packets, %d table steps, %d resolved, %d unresolved (%.2f %%), %d wrong, %d lost", s.packets, all, r.resolved,
+		r.unresolved, 100*float64(r.unresolved)/float64(max(all, 1)), len(r.wrong), s.lost)
+	for _, c := range slices.Sorted(maps.Keys(r.causes)) {
+		t.Logf("%5d× %s", r.causes[c], c)
+	}
+	if len(r.wrong) > 0 {
+		t.Errorf("%d wrong steps, such as\n%s", len(r.wrong), strings.Join(r.wrong[:min(len(r.wrong), 20)], "\n"))
+	}
+	if want := (4*local + forward) / 2; all < want {
+		t.Errorf("%d table steps, want %d or more", all, want)
+	}
+	return r.unresolved + int(s.lost), all
+}
+
+type interleaved struct {
+	resolved, unresolved int
+	wrong                []string
+	causes               map[string]int
+}
+
+var portField = regexp.MustCompile(`(?:^|\] )?.* SPT=(\d+) DPT=(\d+) `)
+
+// checkInterleaved holds each run of table filter against what its ports say.
+func checkInterleaved(lines []string) (interleaved, error) {
+	r := interleaved{causes: map[string]int{}}
+	// Lines of a run are together: rules, then the policy.
+	var before []oracle.Line
+	for _, text := range lines {
+		if strings.HasPrefix(text, "#") {
+			r.causes[strings.TrimPrefix(text, "# ")]++
+			continue
+		}
+		if m := unresolvedLine.FindStringSubmatch(text); m != nil {
+			r.unresolved++
+			r.causes[m[1]]++
+			before = nil
+			continue
+		}
+		l, err := oracle.ParseLine(text)
+		if err != nil {
+			return r, err
+		}
+		if !strings.HasPrefix(l.Rule, "filter:") {
+			return r, fmt.Errorf("only table filter was loaded: %s", text)
+		}
+		before = append(before, l)
+		if !strings.Contains(l.Rule, ":policy:") {
+			continue
+		}
+		r.resolved++
+		if got, want := ruleNames(before), wantInterleaved(l); got != want {
+			r.wrong = append(r.wrong, fmt.Sprintf("want %s, got %s: %s", want, got, text))
+		}
+		before = nil
+	}
+	if before != nil {
+		return r, fmt.Errorf("a run without its policy: %s", before[0].Text)
+	}
+	return r, nil
+}
+
+func ruleNames(lines []oracle.Line) string {
+	var s []string
+	for _, l := range lines {
+		s = append(s, l.Rule)
+		if l.Flow != lines[0].Flow {
+			s = append(s, "(of another packet)")
+		}
+	}
+	return strings.Join(s, " ")
+}
+
+// wantInterleaved is the path of a packet through interleaveRuleset.
+func wantInterleaved(l oracle.Line) string {
+	hook := strings.Split(l.Rule, ":")[1]
+	m := portField.FindStringSubmatch(l.Text)
+	rules := map[string]int{"OUTPUT": interleaveRules, "FORWARD": 100}[hook]
+	policy := fmt.Sprintf("filter:%s:policy:%d", hook, rules+1)
+	if m == nil || rules == 0 || strings.Contains(l.Text, "PROTO=ICMP") {
+		return policy
+	}
+	sport, _ := strconv.Atoi(m[1])
+	dport, _ := strconv.Atoi(m[2])
+	n := dport - interleavePort
+	if hook == "OUTPUT" && sport == echoPort {
+		n = interleaveRules
+	}
+	if n < 1 || n > rules {
+		return policy
+	}
+	return fmt.Sprintf("filter:%s:rule:%d %s", hook, n, policy)
+}
+
+// The check must find a rule of another flow.
+func TestCheckInterleavedFindsPlantedErrors(t *testing.T) {
+	line := func(rule string) string {
+		return "TRACE: filter:OUTPUT:" + rule + " IN= OUT=eth0 SRC=10.211.55.8 DST=10.211.55.1 LEN=92 ID=1 DF PROTO=UDP SPT=5555 DPT=20007 LEN=72 UID=0 GID=0 "
+	}
+	for _, tt := range []struct {
+		lines string
+		wrong int
+	}{
+		{line("rule:7") + "\n" + line("policy:401"), 0},
+		{line("rule:8") + "\n" + line("policy:401"), 1},
+		{line("policy:401"), 1},
+		{line("rule:7") + "\n" + line("rule:8") + "\n" + line("policy:401"), 1},
+		{line("rule:7") + "\n" + line("policy:400"), 1},
+		{line("rule:7") + "\n" + strings.Replace(line("policy:401"), "20007", "20008", 1), 1},
+	} {
+		r, err := checkInterleaved(strings.Split(tt.lines, "\n"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(r.wrong) != tt.wrong || r.resolved != 1 {
+			t.Errorf("%s: %+v, want %d wrong", tt.lines, r, tt.wrong)
+		}
+	}
+}

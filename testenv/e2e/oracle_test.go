@@ -1,0 +1,157 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+
+	"github.com/nftrace/nftrace/testenv/oracle"
+	"github.com/nftrace/nftrace/testenv/rulegen"
+	"github.com/nftrace/nftrace/testenv/topo"
+)
+
+func needVM(t *testing.T) {
+	t.Helper()
+	if os.Getenv("NFTRACE_IN_VM") != "1" {
+		t.Skip("needs a VM: make test-e2e")
+	}
+}
+
+// up builds a topology until the test ends.
+func up(t *testing.T, name string) {
+	t.Helper()
+	top, err := topo.Up(t.Context(), name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := top.Down(context.Background()); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// The oracle is of use only if it has every packet: no limit of rate, no line
+// lost, IPv4 and IPv6.
+func TestOracleIsComplete(t *testing.T) {
+	needVM(t)
+	up(t, "lo")
+	for _, p := range []string{"iptables-legacy", "ip6tables-legacy"} {
+		if err := topo.Load(t.Context(), "h", p, "*raw\nCOMMIT\n"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	o, err := oracle.Start(t.Context(), "h")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer o.Close(context.Background())
+	const n = 1009
+	for _, to := range []string{"127.0.0.1:9", "[::1]:9"} {
+		shell(t.Context(), t, t.TempDir(), "run", nil, fmt.Sprintf("on h traffic udp-send -n %d -size 1 %s\n", n, to))
+	}
+	lines, err := o.Lines()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, src := range []string{"SRC=127.0.0.1", "SRC=0000:0000:0000:0000:0000:0000:0000:0001"} {
+		for _, rule := range []string{"raw:OUTPUT:policy:1", "raw:PREROUTING:policy:1"} {
+			got := 0
+			for _, l := range lines {
+				if strings.HasPrefix(l, "TRACE: "+rule+" ") && strings.Contains(l, src) && strings.Contains(l, "PROTO=UDP ") && !strings.Contains(l, "PROTO=ICMP") {
+					got++
+				}
+			}
+			if got != n {
+				t.Errorf("%s, %s: %d lines for %d packets", src, rule, got, n)
+			}
+		}
+	}
+}
+
+// The rules under test must count the same with the oracle and without.
+func TestOracleChangesNothing(t *testing.T) {
+	needVM(t)
+	var saved [2]string
+	for i := range saved {
+		t.Run(map[int]string{0: "without", 1: "with"}[i], func(t *testing.T) {
+			up(t, "docker")
+			if i == 1 {
+				o, err := oracle.Start(t.Context(), "h")
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer o.Close(context.Background())
+			}
+			shell(t.Context(), t, t.TempDir(), "run", nil, `
+serve c1 traffic udp-echo -n 7 :7
+on c2 traffic udp-send -n 7 -reply 172.17.0.2:7
+on c2 ping -q -c 2 -i 0.2 10.211.55.1
+on c2 traffic frag -n 2 10.211.55.1:9
+on h ping -q -c 2 -i 0.2 172.17.0.2
+`)
+			out, err := exec.CommandContext(t.Context(), "ip", "netns", "exec", "h", "iptables-legacy-save", "-c").Output()
+			if err != nil {
+				t.Fatal(err)
+			}
+			for line := range strings.Lines(string(out)) {
+				if !strings.HasPrefix(line, "#") { // the time
+					saved[i] += line
+				}
+			}
+		})
+	}
+	if !strings.Contains(saved[0], "FORWARD DROP [0:0]") || strings.Contains(saved[0], "[0:0] -A FORWARD -j DOCKER-USER") {
+		t.Errorf("the traffic did not meet the rules:\n%s", saved[0])
+	}
+	if saved[0] != saved[1] {
+		t.Errorf("without the oracle:\n%s\nwith it:\n%s", saved[0], saved[1])
+	}
+}
+
+// An overrun of the kernel's log must not pass for a quiet network.
+func TestOracleOverrun(t *testing.T) {
+	needVM(t)
+	up(t, "lo")
+	o, err := oracle.Start(t.Context(), "h")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer o.Close(context.Background())
+	kmsg, err := os.OpenFile("/dev/kmsg", os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer kmsg.Close()
+	line := []byte("<7>" + strings.Repeat("x", 900) + "\n")
+	for range 20 << 20 / len(line) { // the VM's log has 16 MiB
+		if _, err := kmsg.Write(line); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := o.Lines(); err == nil || !strings.Contains(err.Error(), "overrun") {
+		t.Errorf("the log has overrun and the oracle says %v", err)
+	}
+}
+
+// What rulegen makes must load, on every kernel.
+func TestRandomRulesLoad(t *testing.T) {
+	needVM(t)
+	for _, o := range []rulegen.Options{{}, {IPv6: true}, {Lossless: true, Rules: 60}, {IPv6: true, Rules: 60}} {
+		program := "iptables-legacy-restore"
+		if o.IPv6 {
+			program = "ip6tables-legacy-restore"
+		}
+		for seed := range uint64(7) {
+			rules := rulegen.Generate(1000+seed, o)
+			cmd := exec.CommandContext(t.Context(), "unshare", "-n", program)
+			cmd.Stdin = strings.NewReader(rules)
+			if out, err := cmd.CombinedOutput(); err != nil {
+				t.Errorf("seed %d, %+v: %v: %s\n%s", 1000+seed, o, err, out, rules)
+			}
+		}
+	}
+}

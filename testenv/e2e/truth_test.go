@@ -1,0 +1,537 @@
+package e2e
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/tools/txtar"
+
+	"github.com/nftrace/nftrace/testenv/oracle"
+	"github.com/nftrace/nftrace/testenv/rulegen"
+)
+
+// A truth is a ruleset with the traffic that it meets. What nftrace says of it must
+// be what the kernel says, line for line.
+type truth struct {
+	name string
+	// v4 and v6 are input of iptables-restore and ip6tables-restore: the rules of
+	// namespace h. Tables and policies that they do not name are empty and ACCEPT.
+	v4, v6 string
+	// traffic is a script of testenv/cmd/traffic, run after mixedTraffic unless alone.
+	traffic string
+	alone   bool
+	// fresh cases have a topology of their own, with the tables that they name alone:
+	// nothing is tracked or reassembled there unless their rules want that.
+	fresh bool
+	args  []string // of nftrace
+	// unresolved is the cause for which runs of tables may stay unresolved: in
+	// rulesets that are there to show just that. All else must be right.
+	unresolved string
+}
+
+// mixedTraffic is something of everything. Rules may drop, turn or reject any of it.
+const mixedTraffic = `
+serve c1 tcp-serve :80
+serve c1 udp-echo :7
+serve ext tcp-serve :80
+serve ext udp-echo :7
+serve h tcp-serve :80
+serve h udp-echo :7
+- c2 raw -proto icmp -n 2 -sport 301 -id 101 172.17.0.2
+- c2 raw -proto icmp -n 2 -sport 302 -id 111 10.211.55.1
+- c2 raw -proto icmp -n 2 -sport 303 fd00:17::2
+- c2 raw -proto icmp -n 2 -sport 304 fd00:55::1
+- h raw -proto icmp -n 2 -sport 305 -id 121 172.17.0.2
+- h raw -proto icmp -n 2 -sport 306 127.0.0.1
+- ext raw -proto icmp -n 2 -sport 307 -id 131 10.211.55.8
+- c2 tcp-get -size 3000 -timeout 300ms 172.17.0.2:80
+- c2 tcp-get -timeout 300ms 10.211.55.1:80
+- c2 tcp-get -timeout 300ms [fd00:55::1]:80
+- c2 tcp-get -timeout 300ms 172.17.0.1:80
+- ext tcp-get -timeout 300ms 10.211.55.8:80
+- ext tcp-get -timeout 300ms 10.211.55.8:8080
+- h tcp-get -timeout 300ms 172.17.0.2:80
+- c2 udp-send -n 2 -reply -timeout 100ms 172.17.0.2:7
+- c2 udp-send -n 2 -reply -timeout 100ms [fd00:17::2]:7
+- c2 udp-send -n 2 -reply -timeout 100ms 10.211.55.1:7
+- h udp-send -n 2 -reply -timeout 100ms [fd00:55::1]:7
+- c2 udp-send -n 3 172.17.0.2:12345
+- c2 udp-send -n 3 [fd00:55::1]:53
+- ext udp-send -n 3 10.211.55.8:8080
+- h udp-send -n 3 10.211.55.1:80
+- h udp-send -n 2 127.0.0.1:9
+- c2 frag -n 2 10.211.55.1:53
+- c2 frag -n 2 [fd00:17::2]:53
+- h frag -n 1 172.17.0.2:53
+- c2 raw -n 3 -flags SYN -id 1000 172.17.0.2:81
+- ext raw -n 3 -flags FIN,PSH,URG -id 1100 10.211.55.8:12345
+- c2 raw -n 2 -proto udp -options rr -id 2000 10.211.55.1:53
+- c2 raw -n 2 -proto udp -options ts -id 2100 172.17.0.1:53
+- c2 raw -n 3 [fd00:17::2]:81
+- h raw -n 3 -flags ACK -id 3000 172.17.0.2:81
+`
+
+// truthSetup makes the outside know the containers' network, so that they get
+// answers without NAT, and sends no SYN+ACK again after a case has ended.
+const truthSetup = `
+ip -n ext route add 172.17.0.0/16 via 10.211.55.8
+for ns in h c1 c2 ext; do ip netns exec $ns sh -c 'echo 0 > /proc/sys/net/ipv4/tcp_synack_retries'; done
+`
+
+// baseChains are the tables of each family, and their chains.
+var baseChains = []struct{ table, chains string }{
+	{"raw", "PREROUTING OUTPUT"},
+	{"mangle", "PREROUTING INPUT FORWARD OUTPUT POSTROUTING"},
+	{"nat", "PREROUTING INPUT OUTPUT POSTROUTING"},
+	{"filter", "INPUT FORWARD OUTPUT"},
+	{"security", "INPUT FORWARD OUTPUT"},
+}
+
+// restoreInput completes rules: every table (if all is set), every chain's policy.
+func restoreInput(rules string, all bool) string {
+	tables := map[string]string{}
+	name := ""
+	for line := range strings.Lines(rules) {
+		line = strings.TrimSpace(line)
+		switch {
+		case line == "" || line == "COMMIT" || strings.HasPrefix(line, "#"):
+		case strings.HasPrefix(line, "*"):
+			name = line[1:]
+			tables[name] += ""
+		default:
+			tables[name] += line + "\n"
+		}
+	}
+	var b strings.Builder
+	for _, t := range baseChains {
+		text, ok := tables[t.table]
+		if !ok && !all {
+			continue
+		}
+		fmt.Fprintf(&b, "*%s\n", t.table)
+		for c := range strings.FieldsSeq(t.chains) {
+			if !strings.Contains(text, ":"+c+" ") {
+				fmt.Fprintf(&b, ":%s ACCEPT [0:0]\n", c)
+			}
+		}
+		fmt.Fprintf(&b, "%sCOMMIT\n", text)
+	}
+	return b.String()
+}
+
+// parseTruth reads a case. Its sections are v4, v6 and traffic; args, alone and fresh
+// as in truth; unresolved: see truth.
+func parseTruth(name string, data []byte) (*truth, error) {
+	c := &truth{name: name}
+	for _, f := range txtar.Parse(data).Files {
+		text := string(f.Data)
+		switch f.Name {
+		case "v4":
+			c.v4 = text
+		case "v6":
+			c.v6 = text
+		case "traffic":
+			c.traffic = text
+		case "args":
+			c.args = strings.Fields(text)
+		case "alone":
+			c.alone = true
+		case "fresh":
+			c.fresh = true
+		case "unresolved":
+			c.unresolved = strings.TrimSpace(text)
+		default:
+			return nil, fmt.Errorf("no such section: %q", f.Name)
+		}
+	}
+	if c.v4 == "" && c.v6 == "" {
+		return nil, errors.New("neither v4 nor v6: no rules")
+	}
+	if c.alone && c.traffic == "" {
+		return nil, errors.New("alone, and no traffic")
+	}
+	var err error
+	if c.v4, err = expand(c.v4); err != nil {
+		return nil, err
+	}
+	c.v6, err = expand(c.v6)
+	return c, err
+}
+
+// expand writes a line "@300 text with %d" as 300 lines, numbered from 1.
+func expand(rules string) (string, error) {
+	var b strings.Builder
+	for line := range strings.Lines(rules) {
+		times, text, ok := strings.Cut(line, " ")
+		if !strings.HasPrefix(line, "@") || !ok {
+			b.WriteString(line)
+			continue
+		}
+		n, err := strconv.Atoi(times[1:])
+		if err != nil {
+			return "", fmt.Errorf("%q: want @NUMBER TEXT", line)
+		}
+		for i := range n {
+			b.WriteString(strings.ReplaceAll(text, "%d", strconv.Itoa(i+1)))
+		}
+	}
+	return b.String(), nil
+}
+
+// randomTruth makes a case of a seed.
+func randomTruth(seed uint64) *truth {
+	return &truth{
+		name: fmt.Sprintf("seed-%d", seed),
+		v4:   rulegen.Generate(seed, rulegen.Options{}),
+		v6:   rulegen.Generate(seed, rulegen.Options{IPv6: true}),
+	}
+}
+
+// seeds are those of NFTRACE_SEEDS, "from-to" or one; the default is a few.
+func seeds(t *testing.T) (from, to uint64) {
+	from, to = 1, 3
+	if s := os.Getenv("NFTRACE_SEEDS"); s != "" {
+		a, b, ok := strings.Cut(s, "-")
+		if !ok {
+			b = a
+		}
+		var err1, err2 error
+		from, err1 = strconv.ParseUint(a, 10, 64)
+		to, err2 = strconv.ParseUint(b, 10, 64)
+		if err1 != nil || err2 != nil {
+			t.Fatalf("NFTRACE_SEEDS=%s: want a number or a range, as 1-20", s)
+		}
+	}
+	return from, to
+}
+
+// TestTruth holds nftrace against the kernel's own TRACE: every line of every packet,
+// in every ruleset of testdata/truth and in random ones, must be the same. With
+// NFTRACE_TRUTH=half every second ruleset is left out; NFTRACE_SEEDS asks for more.
+func TestTruth(t *testing.T) {
+	files, err := filepath.Glob("testdata/truth/*.txtar")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var shared, fresh []*truth
+	for _, f := range files {
+		data, err := os.ReadFile(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c, err := parseTruth(strings.TrimSuffix(filepath.Base(f), ".txtar"), data)
+		if err != nil {
+			t.Fatalf("%s: %v", f, err)
+		}
+		if c.fresh {
+			fresh = append(fresh, c)
+		} else {
+			shared = append(shared, c)
+		}
+	}
+	from, to := seeds(t)
+	for seed := from; seed <= to; seed++ {
+		shared = append(shared, randomTruth(seed))
+	}
+	if len(shared)+len(fresh) < 40 {
+		t.Errorf("only %d rulesets", len(shared)+len(fresh))
+	}
+	if os.Getenv("NFTRACE_TRUTH") == "half" {
+		var half []*truth
+		for i := 0; i < len(shared); i += 2 {
+			half = append(half, shared[i])
+		}
+		shared = half
+	}
+	needVM(t)
+	if _, err := exec.LookPath("nftrace"); err != nil {
+		t.Skip("no nftrace in PATH")
+	}
+
+	var total tally
+	// One topology and one oracle for nearly all.
+	t.Run("shared", func(t *testing.T) {
+		up(t, "bare")
+		truthRun(t, shared, &total)
+	})
+	t.Run("fresh", func(t *testing.T) {
+		for _, c := range fresh {
+			t.Run(c.name, func(t *testing.T) {
+				up(t, "bare")
+				truthRun(t, []*truth{c}, &total)
+			})
+		}
+	})
+	t.Logf("compared: %d rulesets, %d packets, %d lines; %d rulesets differ", total.rulesets, total.packets, total.lines, total.failed)
+}
+
+type tally struct{ rulesets, packets, lines, failed int }
+
+// truthRun runs cases in the topology that is up.
+func truthRun(t *testing.T, cases []*truth, total *tally) {
+	shell(t.Context(), t, t.TempDir(), "setup", nil, truthSetup)
+	for _, c := range cases {
+		t.Run(c.name, func(t *testing.T) {
+			packets, lines := runTruth(t, c)
+			total.rulesets++
+			total.packets += packets
+			total.lines += lines
+			if t.Failed() {
+				total.failed++
+			}
+		})
+	}
+}
+
+func runTruth(t *testing.T, c *truth) (npackets, nlines int) {
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	start := time.Now()
+	for _, f := range []struct{ program, rules string }{{"iptables-legacy", c.v4}, {"ip6tables-legacy", c.v6}} {
+		rules := restoreInput(f.rules, !c.fresh)
+		if rules == "" {
+			continue
+		}
+		// Without --noflush: what other cases left is gone.
+		cmd := exec.CommandContext(ctx, "ip", "netns", "exec", "h", f.program+"-restore", "--wait")
+		cmd.Stdin = strings.NewReader(rules)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("%s-restore: %v: %s\n%s", f.program, err, out, rules)
+		}
+		defer func() {
+			if t.Failed() && len(rules) < 10_000 {
+				t.Logf("%s:\n%s", f.program, rules)
+			}
+		}()
+	}
+	if !c.fresh {
+		// Connections of other cases would not see nat.
+		exec.CommandContext(ctx, "ip", "netns", "exec", "h", "conntrack", "-F").Run()
+	}
+	loaded := time.Now()
+	o, err := oracle.Start(ctx, "h")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer o.Close(context.WithoutCancel(ctx))
+
+	tmp := t.TempDir()
+	script, out := filepath.Join(tmp, "traffic"), filepath.Join(tmp, "out")
+	traffic := c.traffic
+	if !c.alone {
+		traffic = mixedTraffic + c.traffic
+	}
+	if err := os.WriteFile(script, []byte(traffic), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	args := append([]string{"-o", out, "--format", "trace"}, c.args...)
+	cmd := exec.CommandContext(ctx, "nftrace", append(args, "--", "traffic", "script", script)...)
+	cmd.Env = append(os.Environ(), "TMP="+tmp)
+	stderr, err := cmd.CombinedOutput()
+	if err != nil || strings.Contains(string(stderr), "the command ended: ") {
+		t.Fatalf("nftrace: %v\n%s", err, stderr)
+	}
+	traced := time.Now()
+	lines, err := o.Lines()
+	if err != nil {
+		t.Fatal(err)
+	}
+	packets, err := oracle.Packets(lines)
+	if err != nil {
+		t.Fatal(err)
+	}
+	data, err := os.ReadFile(out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(packets) == 0 {
+		t.Error("the kernel traced nothing")
+	}
+	if err := compareTruth(lines, string(data), string(stderr), c.unresolved); err != nil {
+		t.Errorf("%v\nstderr:\n%s", err, stderr)
+	}
+	if dir := os.Getenv("NFTRACE_KEEP"); dir != "" {
+		os.WriteFile(filepath.Join(dir, c.name+".kernel"), []byte(strings.Join(lines, "\n")+"\n"), 0o644)
+		os.WriteFile(filepath.Join(dir, c.name+".nftrace"), data, 0o644)
+	}
+	t.Logf("%d packets, %d lines; load %v, trace %v, check %v", len(packets), len(lines), loaded.Sub(start).Round(time.Millisecond),
+		traced.Sub(loaded).Round(time.Millisecond), time.Since(traced).Round(time.Millisecond))
+	return len(packets), len(lines)
+}
+
+// compareTruth holds what nftrace printed against the kernel's lines, and its last
+// words against what ordinary traffic must not have: losses, unresolved runs.
+//
+// Where a cause is given, runs may be unresolved for that cause: what the kernel says
+// of these runs is left out of the comparison.
+func compareTruth(kernel []string, out, stderr, cause string) error {
+	var tool, half []string
+	for line := range strings.Lines(out) {
+		if strings.HasPrefix(line, "# nftrace:") {
+			half = append(half, strings.TrimSpace(line))
+			continue
+		}
+		tool = append(tool, line)
+	}
+	var errs []error
+	if half != nil {
+		slices.Sort(half)
+		errs = append(errs, fmt.Errorf("%d packets were not seen whole: %s", len(half), strings.Join(slices.Compact(half), "; ")))
+	}
+	if cause != "" {
+		var err error
+		if kernel, tool, err = withoutUnresolved(kernel, tool, cause); err != nil {
+			return err
+		}
+	}
+	s, err := parseSummary(stderr)
+	switch {
+	case err != nil:
+		errs = append(errs, err)
+	case s.lost != 0 || s.unresolved != 0 && cause == "":
+		errs = append(errs, fmt.Errorf("%d lost, %d unresolved, want none: %s\n%s", s.lost, s.unresolved, s.line, causes(tool)))
+	}
+	return errors.Join(append(errs, oracle.Compare(kernel, tool))...)
+}
+
+// withoutUnresolved takes the unresolved runs away from both sides: there must be some.
+func withoutUnresolved(kernel, tool []string, cause string) (k, t []string, err error) {
+	runs := map[string]bool{}
+	key := func(line string) (string, error) {
+		l, err := oracle.ParseLine(line)
+		table, _, _ := strings.Cut(l.Rule, ":")
+		return table + " " + l.Packet, err
+	}
+	for _, line := range tool {
+		m := unresolvedLine.FindStringSubmatch(line)
+		if m == nil {
+			continue
+		}
+		if !strings.Contains(m[1], cause) {
+			return nil, nil, fmt.Errorf("unresolved for another cause than %q: %s", cause, line)
+		}
+		k, err := key(line)
+		if err != nil {
+			return nil, nil, err
+		}
+		runs[k] = true
+	}
+	if len(runs) == 0 {
+		return nil, nil, fmt.Errorf("no run was unresolved for %q: take the section away", cause)
+	}
+	for _, side := range []struct {
+		from []string
+		to   *[]string
+	}{{kernel, &k}, {tool, &t}} {
+		for _, line := range side.from {
+			name, err := key(line)
+			if err != nil {
+				return nil, nil, err
+			}
+			if !runs[name] {
+				*side.to = append(*side.to, line)
+			}
+		}
+	}
+	return k, t, nil
+}
+
+var unresolvedLine = regexp.MustCompile(`^TRACE: (\S+:unresolved: .*?) IN=`)
+
+// causes counts the unresolved runs by table, hook and cause.
+func causes(tool []string) string {
+	count := map[string]int{}
+	for _, line := range tool {
+		if m := unresolvedLine.FindStringSubmatch(line); m != nil {
+			count[m[1]]++
+		}
+	}
+	var b strings.Builder
+	for _, c := range slices.Sorted(maps.Keys(count)) {
+		fmt.Fprintf(&b, "%5d× %s\n", count[c], c)
+	}
+	return b.String()
+}
+
+// a summary is nftrace's last line on stderr.
+type summary struct {
+	line                               string
+	packets, records, lost, unresolved uint64
+}
+
+var summaryLine = regexp.MustCompile(`(?m)^nftrace: (\d+) packets, (\d+) records, (\d+) lost(?: \(.*\))?, (\d+) unresolved`)
+
+func parseSummary(stderr string) (s summary, err error) {
+	all := summaryLine.FindAllStringSubmatch(stderr, -1)
+	if all == nil {
+		return s, fmt.Errorf("nftrace did not say how it went:\n%s", stderr)
+	}
+	m := all[len(all)-1]
+	s.line = m[0]
+	for i, p := range []*uint64{&s.packets, &s.records, &s.lost, &s.unresolved} {
+		if *p, err = strconv.ParseUint(m[i+1], 10, 64); err != nil {
+			return s, err
+		}
+	}
+	return s, nil
+}
+
+// One wrong rule number in what nftrace printed must fail the comparison, and so must
+// a hole, a loss and an unresolved run.
+func TestTruthFindsPlantedErrors(t *testing.T) {
+	data, err := os.ReadFile("testdata/truth.trace")
+	if err != nil {
+		t.Fatal(err)
+	}
+	good := string(data)
+	kernel := strings.Split(strings.TrimSpace(good), "\n")
+	const fine = "nftrace: 3 packets, 99 records, 0 lost, 0 unresolved\n"
+	if err := compareTruth(kernel, good, fine, ""); err != nil {
+		t.Fatalf("the same lines: %v", err)
+	}
+	// Each line in turn gets a wrong number, then another type, then goes.
+	number := regexp.MustCompile(`:(\d+) IN=`)
+	for i, line := range kernel {
+		for name, wrong := range map[string]string{
+			"number": number.ReplaceAllStringFunc(line, func(s string) string {
+				n, _ := strconv.Atoi(s[1 : len(s)-len(" IN=")])
+				return fmt.Sprintf(":%d IN=", n+1)
+			}),
+			"type": strings.NewReplacer(":rule:", ":return:", ":policy:", ":rule:", ":return:", ":rule:").Replace(line),
+			"gone": "",
+		} {
+			if wrong == line {
+				t.Fatalf("line %d, %s: nothing planted", i, name)
+			}
+			lines := slices.Clone(kernel)
+			lines[i] = wrong
+			if wrong == "" {
+				lines = slices.Delete(lines, i, i+1)
+			}
+			if err := compareTruth(kernel, strings.Join(lines, "\n"), fine, ""); err == nil {
+				t.Errorf("line %d, %s: not found", i+1, name)
+			}
+		}
+	}
+	for name, tt := range map[string]struct{ out, stderr string }{
+		"half seen":  {"# nftrace: half seen: x\n" + good, fine},
+		"lost":       {good, strings.Replace(fine, "0 lost", "1 lost (1 records: buffer full)", 1)},
+		"unresolved": {good, strings.Replace(fine, "0 unresolved", "2 unresolved", 1)},
+		"no summary": {good, "nftrace: something\n"},
+	} {
+		if err := compareTruth(kernel, tt.out, tt.stderr, ""); err == nil {
+			t.Errorf("%s: not found", name)
+		}
+	}
+}

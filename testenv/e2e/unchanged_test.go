@@ -1,0 +1,349 @@
+package e2e
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"sort"
+	"strings"
+	"syscall"
+	"testing"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/nftrace/nftrace/testenv/topo"
+)
+
+// movingSysctls are the files below /proc/sys that change by themselves.
+var movingSysctls = []struct{ pattern, why string }{
+	{`^kernel/random/`, "random numbers, and how many bits there are"},
+	{`^kernel/ns_last_pid$`, "the last process number given out"},
+	{`^kernel/pty/nr$`, "pseudo-terminals in use"},
+	{`^kernel/sched_domain/`, "costs that the scheduler measures"},
+	{`^kernel/perf_event_max_sample_rate$`, "the kernel lowers it where interrupts take long"},
+	{`^kernel/perf_cpu_time_max_percent$`, "goes with the one above"},
+	{`^kernel/usermodehelper/`, "capability sets, printed per reader"},
+	{`^fs/(dentry-state|file-nr|inode-nr|inode-state|aio-nr)$`, "counts of objects in use"},
+	{`^net/netfilter/nf_conntrack_count$`, "connections that are tracked now"},
+	{`^net/ipv[46]/conf/.*/stable_secret$`, "not readable until it is set"},
+}
+
+var movingSysctl = func() *regexp.Regexp {
+	var all []string
+	for _, m := range movingSysctls {
+		all = append(all, m.pattern)
+	}
+	return regexp.MustCompile(strings.Join(all, "|"))
+}()
+
+// A state is what nftrace must leave as it is: what was asked → the answer.
+type state map[string]string
+
+var (
+	saveCounters = regexp.MustCompile(` \[\d+:\d+\]`)
+	saveTimes    = regexp.MustCompile(`(?m)^#.*\n`)
+	// Times that run down, and the use of routes and neighbours.
+	ipMoving = regexp.MustCompile(`\b(valid_lft|preferred_lft|expires|used|age|users|\w+_timer) +\S+`)
+)
+
+// see takes down the system's state. Files that begin with skip are the test's own.
+func see(t *testing.T, namespaces []string, skip string) state {
+	t.Helper()
+	s := state{}
+	output := func(ns string, args ...string) string {
+		if ns != "" {
+			args = append([]string{"ip", "netns", "exec", ns}, args...)
+		}
+		out, err := exec.Command(args[0], args[1:]...).Output()
+		if err != nil {
+			t.Fatalf("%s: %v", strings.Join(args, " "), err)
+		}
+		return string(out)
+	}
+	for _, ns := range append([]string{""}, namespaces...) {
+		in := "in namespace " + ns + ": "
+		if ns == "" {
+			in = ""
+		}
+		for _, p := range []string{"iptables-legacy-save", "ip6tables-legacy-save"} {
+			out := output(ns, p)
+			s[in+p] = saveTimes.ReplaceAllString(saveCounters.ReplaceAllString(out, ""), "")
+		}
+		for _, f := range []string{"/proc/net/ip_tables_names", "/proc/net/ip6_tables_names"} {
+			s[in+f] = output(ns, "cat", f)
+		}
+		for _, a := range []string{"link", "address", "route show table all", "-6 route show table all", "rule", "-6 rule"} {
+			out := output(ns, append([]string{"ip", "-details"}, strings.Fields(a)...)...)
+			s[in+"ip "+a] = ipMoving.ReplaceAllString(out, "")
+		}
+		dir := "/proc/sys/net"
+		if ns == "" {
+			dir = "/proc/sys"
+		}
+		// Some of the files cannot be read, and grep says so with its status.
+		cmd := exec.Command("grep", "-rs", "", dir)
+		if ns != "" {
+			cmd = exec.Command("ip", "netns", "exec", ns, "grep", "-rs", "", dir)
+		}
+		out, _ := cmd.Output()
+		n := 0
+		for l := range strings.Lines(string(out)) {
+			name, value, _ := strings.Cut(strings.TrimPrefix(l, "/proc/sys/"), ":")
+			if !movingSysctl.MatchString(name) {
+				s[in+"sysctl "+name] += value
+				n++
+			}
+		}
+		if n < 100 {
+			t.Fatalf("%sonly %d sysctls can be read", in, n)
+		}
+	}
+	s["/proc/modules"] = read(t, "/proc/modules")
+	params, err := filepath.Glob("/sys/module/*/parameters/*")
+	if err != nil || len(params) < 20 {
+		t.Fatalf("%d parameters of modules, %v", len(params), err)
+	}
+	for _, f := range params {
+		data, err := os.ReadFile(f) // some can only be written
+		s["parameter "+f] = fmt.Sprint(string(data), err)
+	}
+	var files, processes []string
+	for _, root := range []string{"/sys/fs/bpf", "/run", "/tmp", "/var", "/dev", "/root", "/etc", "/sys/kernel/tracing/instances"} {
+		filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+			switch {
+			case err != nil && !errors.Is(err, os.ErrNotExist):
+				t.Fatal(err)
+			case err != nil:
+				return nil
+			case strings.HasPrefix(path, skip):
+				return fs.SkipDir
+			}
+			files = append(files, path)
+			return nil
+		})
+	}
+	s["files"] = strings.Join(files, "\n")
+	s["probes of tracefs"] = read(t, "/sys/kernel/tracing/kprobe_events") + read(t, "/sys/kernel/tracing/uprobe_events")
+	comms, err := filepath.Glob("/proc/[0-9]*/comm")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range comms {
+		// Threads of the kernel come and go; nftrace and what it starts are listed.
+		if exe, err := os.Readlink(filepath.Join(filepath.Dir(f), "exe")); err == nil {
+			processes = append(processes, exe)
+		}
+	}
+	sort.Strings(processes)
+	s["processes"] = strings.Join(processes, "\n")
+	s["the kernel's log"] = kernelLog(t)
+	s["bpf objects"] = bpfObjects(t)
+	return s
+}
+
+// The kernel logs these of clocks that are late, as an emulated machine's are when the
+// host is busy.
+var clockLog = regexp.MustCompile(`(?m)^<\d>\[[^]]*\] (clocksource: |hrtimer: interrupt took|perf: interrupt took too long).*\n`)
+
+func kernelLog(t *testing.T) string {
+	t.Helper()
+	buf := make([]byte, 32<<20)
+	n, err := syscall.Klogctl(3 /* SYSLOG_ACTION_READ_ALL */, buf)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return clockLog.ReplaceAllString(string(buf[:n]), "")
+}
+
+// bpfObjects lists the numbers of all programs, links and maps in the kernel. A number
+// is there before the object can be opened, so it is all that is asked for.
+func bpfObjects(t *testing.T) string {
+	t.Helper()
+	var b strings.Builder
+	for _, kind := range []struct {
+		name string
+		cmd  uintptr
+	}{
+		{"program", unix.BPF_PROG_GET_NEXT_ID}, {"map", unix.BPF_MAP_GET_NEXT_ID}, {"link", unix.BPF_LINK_GET_NEXT_ID},
+	} {
+		var attr struct{ start, next, flags uint32 }
+		for {
+			_, _, errno := unix.Syscall(unix.SYS_BPF, kind.cmd, uintptr(unsafe.Pointer(&attr)), unsafe.Sizeof(attr))
+			if errno == unix.ENOENT {
+				break
+			}
+			if errno != 0 {
+				t.Fatalf("list bpf %ss: %v", kind.name, errno)
+			}
+			attr.start = attr.next
+			fmt.Fprintln(&b, kind.name, attr.next)
+		}
+	}
+	return b.String()
+}
+
+// same reports what has changed, but for the keys that may.
+func (s state) same(t *testing.T, when string, now state, but ...string) {
+	t.Helper()
+	keys := map[string]bool{}
+	for k := range s {
+		keys[k] = true
+	}
+	for k := range now {
+		keys[k] = true
+	}
+	for k := range keys {
+		if s[k] == now[k] || slices.Contains(but, k) {
+			continue
+		}
+		var gone, come []string
+		before, after := strings.Split(s[k], "\n"), strings.Split(now[k], "\n")
+		for _, l := range before {
+			if !slices.Contains(after, l) {
+				gone = append(gone, "- "+l)
+			}
+		}
+		for _, l := range after {
+			if !slices.Contains(before, l) {
+				come = append(come, "+ "+l)
+			}
+		}
+		t.Errorf("%s: %s has changed:\n%s", when, k, strings.Join(append(gone, come...), "\n"))
+	}
+}
+
+// moduleNames drops the counts of users from /proc/modules.
+func moduleNames(modules string) string {
+	var names []string
+	for l := range strings.Lines(modules) {
+		name, _, _ := strings.Cut(l, " ")
+		names = append(names, name)
+	}
+	return strings.Join(names, "\n")
+}
+
+// unchangedTraffic is what flows while the state is compared; it ends by itself, in
+// case the test does not.
+const unchangedTraffic = "while ip netns exec c2 ping -q -c 1 -W 1 10.211.55.1 && ip netns exec c1 ping -q -c 1 -W 1 fd00:17::3; do :; done"
+
+// TestNothingChanges compares the system before, during and after nftrace, and after it
+// was killed at any moment.
+func TestNothingChanges(t *testing.T) {
+	needNftrace(t)
+	up(t, "docker")
+	if err := topo.Load(t.Context(), "h", "ip6tables-legacy", "*filter\n-A FORWARD -p udp --dport 9 -j DROP\nCOMMIT\n"); err != nil {
+		t.Fatal(err)
+	}
+	namespaces := []string{"h", "c1", "c2", "ext"}
+	tmp := t.TempDir()
+	const skip = "/tmp/TestNothingChanges" // where TempDir is
+	// The rulesets' reader may take iptables' lock; nftrace must not make it.
+	if err := os.Remove("/run/xtables.lock"); err != nil && !errors.Is(err, os.ErrNotExist) {
+		t.Fatal(err)
+	}
+	// The first packets set up what stays: modules that conntrack loads, caches.
+	traffic := "ip netns exec c2 ping -q -c 2 -i 0.01 10.211.55.1; ip netns exec c1 ping -q -c 2 -i 0.01 fd00:17::3"
+	sh(t, traffic)
+	see(t, namespaces, skip) // may set up something itself
+	before := see(t, namespaces, skip)
+
+	// Under traffic: other processes run, and count in the log of nothing.
+	run := func(t *testing.T, args ...string) *process {
+		out := filepath.Join(tmp, "out")
+		os.Remove(out)
+		p := attached(t, "h", nil, append([]string{"-o", out, "--format", "json"}, args...)...)
+		return p
+	}
+	settled := func(t *testing.T, when string) {
+		t.Helper()
+		// Programs and their trampolines are freed a moment after their last user.
+		eventually(t, when+": no bpf object is left", func() bool { return bpfObjects(t) == before["bpf objects"] })
+		eventually(t, when+": no use of a module is left", func() bool { return read(t, "/proc/modules") == before["/proc/modules"] })
+		before.same(t, when, see(t, namespaces, skip))
+	}
+
+	t.Run("during and after", func(t *testing.T) {
+		p := run(t, "icmp or icmp6")
+		busy := spawn(t, "", nil, "sh", "-c", unchangedTraffic)
+		eventually(t, "packets", func() bool { return strings.Count(read(t, filepath.Join(tmp, "out")), "\n") >= 7 })
+		now := see(t, namespaces, skip)
+		busy.cmd.Process.Kill()
+		busy.status()
+		if now["bpf objects"] == before["bpf objects"] {
+			t.Error("nftrace has no bpf object: the comparison sees nothing")
+		}
+		before.same(t, "during", now, "bpf objects", "processes", "/proc/modules")
+		if b, n := moduleNames(before["/proc/modules"]), moduleNames(now["/proc/modules"]); b != n {
+			t.Errorf("during: the modules were\n%s\nand are\n%s", b, n)
+		}
+		p.signal(syscall.SIGINT)
+		p.want(0)
+		p.summary()
+		settled(t, "after")
+	})
+	t.Run("with a command", func(t *testing.T) {
+		p := spawn(t, "h", nil, "nftrace", "-q", "icmp", "--", "true")
+		p.want(0)
+		settled(t, "after")
+	})
+
+	// The moments are stages that the kernel shows, so no time is guessed.
+	count := func(t *testing.T, kind string) int {
+		return strings.Count(bpfObjects(t), kind) - strings.Count(before["bpf objects"], kind)
+	}
+	for _, tt := range []struct {
+		name   string
+		moment func(p *process) bool
+		busy   bool
+	}{
+		{"at once", func(*process) bool { return true }, false},
+		{"with its first map", func(p *process) bool { return count(p.t, "map") > 0 }, false},
+		{"with its first program", func(p *process) bool { return count(p.t, "program") > 0 }, false},
+		{"with its fifth program", func(p *process) bool { return count(p.t, "program") >= 5 }, false},
+		{"with its first link", func(p *process) bool { return count(p.t, "link") > 0 }, true},
+		{"with its fifth link", func(p *process) bool { return count(p.t, "link") >= 5 }, true},
+		{"attached", func(p *process) bool { return fileExists(p.ready) }, false},
+		{"attached, under traffic", func(*process) bool {
+			return strings.Count(read(t, filepath.Join(tmp, "out")), "\n") >= 7
+		}, true},
+	} {
+		t.Run("killed "+tt.name, func(t *testing.T) {
+			out := filepath.Join(tmp, "out")
+			os.Remove(out)
+			ready := filepath.Join(t.TempDir(), "ready")
+			var busy *process
+			if tt.busy {
+				busy = spawn(t, "", nil, "sh", "-c", unchangedTraffic)
+			}
+			p := spawn(t, "h", nil, "nftrace", "--ready-file", ready, "-o", out, "--format", "json")
+			p.ready = ready
+			eventually(t, tt.name, func() bool {
+				select {
+				case <-p.ended:
+					t.Fatalf("nftrace ended: %s", p.stderr.String())
+				default:
+				}
+				return tt.moment(p)
+			})
+			p.signal(syscall.SIGKILL)
+			p.status()
+			if busy != nil {
+				busy.cmd.Process.Kill()
+				busy.status()
+			}
+			objects(t, read(t, out), true)
+			settled(t, "after the kill")
+		})
+	}
+}
+
+func fileExists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}

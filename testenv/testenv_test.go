@@ -1,0 +1,114 @@
+package testenv
+
+import (
+	"bytes"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// The archive must be one that others can read: cpio(1) is the reference.
+func TestArchive(t *testing.T) {
+	if _, err := exec.LookPath("cpio"); err != nil {
+		t.Skip("needs cpio in PATH (package cpio)")
+	}
+	src := t.TempDir()
+	for name, content := range map[string]string{"a": "", "d/b": "odd", "d/e/c": strings.Repeat("x", 70000)} {
+		p := filepath.Join(src, name)
+		if err := os.MkdirAll(filepath.Dir(p), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(p, []byte(content), 0o750); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Symlink("e/c", filepath.Join(src, "d/link")); err != nil {
+		t.Fatal(err)
+	}
+	var buf bytes.Buffer
+	a := newArchive(&buf)
+	a.tree("/opt/t", src)
+	a.data("/opt/data", 0o600, []byte("hello"))
+	if err := a.close(); err != nil {
+		t.Fatal(err)
+	}
+	if buf.Len()%4096 != 0 {
+		t.Errorf("%d bytes: another archive could not follow", buf.Len())
+	}
+	dst := t.TempDir()
+	cmd := exec.Command("cpio", "-id", "--quiet")
+	cmd.Dir, cmd.Stdin = dst, &buf
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	for name, want := range map[string]string{"opt/t/a": "", "opt/t/d/b": "odd", "opt/t/d/link": strings.Repeat("x", 70000), "opt/data": "hello"} {
+		if got, err := os.ReadFile(filepath.Join(dst, name)); err != nil || string(got) != want {
+			t.Errorf("%s: %v, %d bytes", name, err, len(got))
+		}
+	}
+	if st, err := os.Stat(filepath.Join(dst, "opt/t/d/b")); err != nil || st.Mode().Perm() != 0o750 {
+		t.Errorf("mode: %v, %v", st.Mode(), err)
+	}
+}
+
+func TestArchiveErrorSticks(t *testing.T) {
+	a := newArchive(&bytes.Buffer{})
+	a.file("/x", filepath.Join(t.TempDir(), "nosuch"))
+	a.data("/y", 0o644, nil)
+	if err := a.close(); !os.IsNotExist(err) {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestKernelPatterns(t *testing.T) {
+	packages := []string{
+		"linux-image-6.12.117+deb12-cloud-amd64", "linux-image-6.12.115+deb12-cloud-amd64-unsigned",
+		"linux-image-6.12.117+deb12-cloud-amd64-dbg", "linux-image-6.12-cloud-amd64", "linux-image-6.12.117+deb12-amd64",
+		"linux-image-6.1.0-56-cloud-amd64", "linux-image-6.1.0-9-cloud-amd64-dbg", "linux-image-cloud-amd64",
+		"linux-image-6.12.117+deb12-rt-amd64",
+	}
+	want := map[string][]string{
+		"6.12": {"linux-image-6.12.117+deb12-cloud-amd64", "linux-image-6.12.115+deb12-cloud-amd64-unsigned"},
+		"6.1":  {"linux-image-6.1.0-56-cloud-amd64"},
+	}
+	for _, k := range kernelPackages {
+		var got []string
+		for _, p := range packages {
+			if k.pattern.MatchString(p) {
+				got = append(got, p)
+			}
+		}
+		if !slices.Equal(got, want[k.name]) {
+			t.Errorf("%s: %v", k.name, got)
+		}
+	}
+}
+
+func TestMergedPath(t *testing.T) {
+	for in, want := range map[string]string{
+		"/bin/x": "/usr/bin/x", "/lib64/y": "/usr/lib64/y", "/usr/bin/x": "/usr/bin/x", "/binary": "/binary", "/e2e/../sbin/z": "/usr/sbin/z",
+	} {
+		if got := mergedPath(in); got != want {
+			t.Errorf("%s: %s, want %s", in, got, want)
+		}
+	}
+}
+
+func TestConsoleTail(t *testing.T) {
+	var c tail
+	for range 5000 {
+		c.Write([]byte("a line of the console\r\n"))
+	}
+	c.Write([]byte("Kernel panic - not "))
+	c.Write([]byte("syncing: \x1b[31mtest\n"))
+	if !c.panicked() {
+		t.Error("the panic was not seen")
+	}
+	s := c.String()
+	if strings.ContainsAny(s, "\r\x1b") || strings.Count(s, "\n") > tailLines || !strings.HasSuffix(s, "test") {
+		t.Errorf("got %q", s)
+	}
+}
