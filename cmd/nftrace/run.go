@@ -282,11 +282,7 @@ func (s *session) read(until time.Time) (empty bool, err error) {
 		case err != nil:
 			return false, fmt.Errorf("read records: %w", err)
 		}
-		done, err := s.asm.Add(raw)
-		if err != nil {
-			s.say.detail("%v", err)
-		}
-		if err := s.print(done); err != nil {
+		if err := s.record(raw); err != nil {
 			return false, err
 		}
 		// The clock costs as much as a record.
@@ -298,6 +294,15 @@ func (s *session) read(until time.Time) (empty bool, err error) {
 		}
 	}
 	return false, s.flush()
+}
+
+// record takes one record and prints the packets that are complete with it.
+func (s *session) record(raw []byte) error {
+	done, err := s.asm.Add(raw)
+	if err != nil {
+		s.say.detail("%v", err)
+	}
+	return s.print(done)
 }
 
 func (s *session) print(js []*events.Journey) error {

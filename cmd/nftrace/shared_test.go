@@ -20,7 +20,7 @@ type rule struct {
 }
 
 // inputTable lays out struct ipt_replace's entries: INPUT with its policy, U, the end.
-func inputTable(t *testing.T, input, user []rule) *symbolize.Table {
+func inputTable(t testing.TB, input, user []rule) *symbolize.Table {
 	t.Helper()
 	const size, targetOffset, nextOffset = 112, 88, 90 // struct ipt_entry
 	var blob []byte
