@@ -1,7 +1,6 @@
 package events
 
 import (
-	"bytes"
 	"cmp"
 	"fmt"
 	"slices"
@@ -18,11 +17,15 @@ const settle = 20 * time.Millisecond
 // usualSteps is room for the steps of a packet that is forwarded through all tables.
 const usualSteps = 20
 
+// usualMemory is room for the bytes of such a packet, as its tables got them.
+const usualMemory = 1024
+
 // seqAfterEnd is the sequence number of records that come after the end.
 const seqAfterEnd = ^uint32(0)
 
 // Run is one run of a table as it was recorded, for those who must tell runs apart that
-// overlapped on a CPU. Step.Table is never nil.
+// overlapped on a CPU. Step.Table is never nil. A run that was alone is of no use to those,
+// and valid during the call only; others may be kept.
 type Run struct {
 	Step *Step
 	// Entry and Exit are the times of the two probes.
@@ -37,12 +40,23 @@ type Assembler struct {
 	// that are followed and of others that overlapped with theirs.
 	OnRun func(Run)
 
-	open   map[uint64]*draft // by journey
-	ended  []*draft          // in the order of their ends
-	names  map[ifaceKey]string
-	tables map[string]string // the names of tables
-	now    time.Duration     // of the newest record
-	stats  Stats
+	open map[uint64]*draft // by journey
+	last *draft            // the one of open that the newest record belonged to, if any
+	// Those of open that ended, in the order of their ends.
+	firstEnded, lastEnded *draft
+
+	// What was handed out is valid until the next call, and then used again.
+	done  []*Journey
+	given []*draft
+	spare []*draft
+	runs  []*TableRun
+	nats  []*NAT
+
+	names   map[ifaceKey]string
+	devices [256]knownDevice
+	tables  []knownTable
+	now     time.Duration // of the newest record
+	stats   Stats
 }
 
 // Stats counts what an Assembler has seen.
@@ -61,26 +75,31 @@ type ifaceKey struct {
 // draft is a journey that is not complete.
 type draft struct {
 	j       Journey
+	mem     memory // of the journey's packets
 	nextSeq uint32
-	natPre  *bpf.NftracePkt
+	// natOpen is set where natBefore, what the packet was before NAT, waits for the after.
+	natOpen   bool
+	natBefore Tuple
 	// matched is set once the filter matched: the probes follow packets on
 	// suspicion, and not all of them are wanted.
 	matched bool
 	ended   bool
 	endedAt time.Duration
+	next    *draft // that ended
 }
 
 // NewAssembler returns an empty Assembler.
 func NewAssembler() *Assembler {
-	return &Assembler{open: map[uint64]*draft{}, names: map[ifaceKey]string{}, tables: map[string]string{}}
+	return &Assembler{open: map[uint64]*draft{}, names: map[ifaceKey]string{}}
 }
 
 // Stats returns the counts so far.
 func (a *Assembler) Stats() Stats { return a.stats }
 
 // Add takes one record, which it does not keep, and returns the journeys that are
-// complete with it.
+// complete with it. They are valid until the next call of Add, Idle or Flush.
 func (a *Assembler) Add(raw []byte) ([]*Journey, error) {
+	a.reuse()
 	a.stats.Records++
 	h, err := header(raw)
 	if err != nil {
@@ -92,78 +111,130 @@ func (a *Assembler) Add(raw []byte) ([]*Journey, error) {
 		a.stats.Bad++
 		return nil, fmt.Errorf("record of type %d: %w", h.Type, err)
 	}
-	if len(a.ended) > 0 && a.now-a.ended[0].endedAt > settle {
-		return a.takeEnded(a.now - settle), nil
-	}
-	return nil, nil
+	a.takeEnded(a.now - settle)
+	return a.done, nil
 }
 
 // Idle is to be called when no records are left in the buffer at time now (since
-// boot, CLOCK_MONOTONIC): it returns the journeys that ended long enough ago.
+// boot, CLOCK_MONOTONIC): it returns the journeys that ended long enough ago, as Add does.
 func (a *Assembler) Idle(now time.Duration) []*Journey {
+	a.reuse()
 	a.now = max(a.now, now)
-	return a.takeEnded(a.now - settle)
+	a.takeEnded(a.now - settle)
+	return a.done
 }
 
-// Flush returns all journeys, ended or not.
+// Flush returns all journeys, ended or not, as Add does.
 func (a *Assembler) Flush() []*Journey {
-	done := a.takeEnded(1<<63 - 1)
+	a.reuse()
+	a.takeEnded(1<<63 - 1)
 	var rest []*draft
 	for _, d := range a.open {
 		if d.matched {
 			rest = append(rest, d)
 		}
 	}
-	clear(a.open)
 	slices.SortFunc(rest, func(x, y *draft) int { return cmp.Compare(x.j.ID, y.j.ID) })
 	for _, d := range rest {
-		done = append(done, a.finish(d))
+		a.finish(d)
 	}
-	return done
+	clear(a.open)
+	a.last = nil
+	return a.done
 }
 
-func (a *Assembler) takeEnded(until time.Duration) []*Journey {
-	var done []*Journey
-	for len(a.ended) > 0 && a.ended[0].endedAt <= until {
-		if d := a.ended[0]; d.matched {
-			done = append(done, a.finish(d))
+func (a *Assembler) takeEnded(until time.Duration) {
+	for d := a.firstEnded; d != nil && d.endedAt <= until; d = a.firstEnded {
+		a.firstEnded = d.next
+		if d.matched {
+			a.finish(d)
 		} else {
-			delete(a.open, d.j.ID)
+			a.close(d)
 		}
-		a.ended = a.ended[1:]
 	}
-	return done
 }
 
-func (a *Assembler) finish(d *draft) *Journey {
+// close forgets a draft.
+func (a *Assembler) close(d *draft) {
 	delete(a.open, d.j.ID)
+	if a.last == d {
+		a.last = nil
+	}
+	a.given = append(a.given, d)
+}
+
+// finish hands out a draft's journey.
+func (a *Assembler) finish(d *draft) {
+	a.close(d)
 	a.stats.Packets++
 	a.stats.Lost += d.j.Lost
 	for i := range d.j.Steps {
 		// Of this device only the index is recorded; its name may have come later.
 		if s := &d.j.Steps[i]; s.PhysIn.Index != 0 {
-			s.PhysIn.Name = a.names[ifaceKey{s.Netns, s.PhysIn.Index}]
+			s.PhysIn.Name = a.deviceName(s.Netns, s.PhysIn.Index)
 		}
 	}
 	d.j.Outcome = outcome(d)
-	return &d.j
+	a.done = append(a.done, &d.j)
+}
+
+// reuse makes room for new drafts of those that the last call gave away.
+func (a *Assembler) reuse() {
+	if len(a.given) == 0 {
+		return
+	}
+	for _, d := range a.given {
+		for i := range d.j.Steps {
+			s := &d.j.Steps[i]
+			if s.Table != nil && !s.Table.kept {
+				a.runs = append(a.runs, s.Table)
+			}
+			if s.NAT != nil {
+				a.nats = append(a.nats, s.NAT)
+			}
+		}
+		*d = draft{j: Journey{Steps: d.j.Steps[:0]}, mem: d.mem[:0]}
+	}
+	a.spare = append(a.spare, a.given...)
+	a.given, a.done = a.given[:0], a.done[:0]
+}
+
+func (a *Assembler) newDraft() *draft {
+	if d := pop(&a.spare); d != nil {
+		return d
+	}
+	return &draft{j: Journey{Steps: make([]Step, 0, usualSteps)}, mem: make(memory, 0, usualMemory)}
+}
+
+// pop takes the last of a list, or returns nil if there is none.
+func pop[T any](list *[]*T) *T {
+	n := len(*list)
+	if n == 0 {
+		return nil
+	}
+	last := (*list)[n-1]
+	*list = (*list)[:n-1]
+	return last
 }
 
 func (a *Assembler) draft(h *bpf.NftraceRecHdr) *draft {
-	d := a.open[h.Jid]
+	d := a.last
+	if d == nil || d.j.ID != h.Jid {
+		d = a.open[h.Jid]
+	}
 	if d == nil {
 		if h.Seq == seqAfterEnd {
 			return nil // the journey was handed out; a hook far up returned
 		}
-		d = &draft{}
+		d = a.newDraft()
 		d.j.ID = h.Jid
-		d.j.Steps = make([]Step, 0, usualSteps)
 		if bpf.NftraceRecType(h.Type) != bpf.NftraceRecTypeREC_START {
 			d.j.HalfSeen = "the record of its beginning was lost"
 		}
 		d.j.Start = ns(h.Ts)
 		a.open[h.Jid] = d
 	}
+	a.last = d
 	if h.Seq != seqAfterEnd {
 		if h.Seq > d.nextSeq {
 			d.j.Lost += uint64(h.Seq - d.nextSeq)
@@ -176,7 +247,12 @@ func (a *Assembler) draft(h *bpf.NftraceRecHdr) *draft {
 func (a *Assembler) end(d *draft, at time.Duration) {
 	if !d.ended {
 		d.ended, d.endedAt = true, at
-		a.ended = append(a.ended, d)
+		if a.firstEnded == nil {
+			a.firstEnded = d
+		} else {
+			a.lastEnded.next = d
+		}
+		a.lastEnded = d
 	}
 }
 
@@ -195,67 +271,77 @@ func (a *Assembler) record(h *bpf.NftraceRecHdr, raw []byte) error {
 	if h.Flags&uint32(bpf.NftraceRecFlagREC_F_HOLE) != 0 {
 		d.j.Lost++
 	}
-	step := Step{Time: ns(h.Ts), CPU: int(h.Cpu), Netns: h.Netns}
 	switch typ {
 	case bpf.NftraceRecTypeREC_START:
-		r, err := recHook(bytes.Clone(raw), true)
+		r, err := recHook(raw, true)
 		if err != nil {
 			return err
 		}
-		d.j.First = packet(&r.Pkt)
-		a.place(&step, &r.Place)
+		d.mem.keepPacket(&d.j.First, &r.Pkt)
+		// It is no step, but may name devices of which others know the index only.
+		begin := Step{Netns: h.Netns}
+		a.place(&begin, &r.Place)
 		if h.Flags&uint32(bpf.NftraceRecFlagREC_F_LATE) != 0 {
-			d.j.HalfSeen = "followed from " + HookName(step.PF, step.Hook) + " on: the filter did not match before"
+			d.j.HalfSeen = "followed from " + HookName(begin.PF, begin.Hook) + " on: the filter did not match before"
 		}
 	case bpf.NftraceRecTypeREC_HOOK:
 		r, err := recHook(raw, false)
 		if err != nil {
 			return err
 		}
-		step.Kind = StepHook
-		a.place(&step, &r.Place)
-		step.Verdict = hookVerdict(r.Ret)
-		d.j.Steps = append(d.j.Steps, step)
+		s := d.step(StepHook, h)
+		a.place(s, &r.Place)
+		s.Verdict = hookVerdict(r.Ret)
 	case bpf.NftraceRecTypeREC_TABLE:
 		return a.table(d, h, raw)
 	case bpf.NftraceRecTypeREC_AFTER:
-		r, err := recPkt(bytes.Clone(raw))
+		r, err := recPkt(raw)
 		if err != nil {
 			return err
 		}
 		if n := len(d.j.Steps); n > 0 && d.j.Steps[n-1].Table != nil {
-			d.j.Steps[n-1].Table.After = packet(&r.Pkt)
+			// Not in d.mem: who keeps the run keeps this.
+			newMemory().keepPacket(&d.j.Steps[n-1].Table.After, &r.Pkt)
 		}
 	case bpf.NftraceRecTypeREC_NAT:
-		r, err := recNAT(bytes.Clone(raw))
+		r, err := recNAT(raw)
 		if err != nil {
 			return err
 		}
-		if h.Flags&uint32(bpf.NftraceRecFlagREC_F_NAT_AFTER) == 0 {
-			d.natPre = &r.Pkt
-			return nil
-		}
-		a.nat(d, &step, r)
-	case bpf.NftraceRecTypeREC_BRIDGE, bpf.NftraceRecTypeREC_XMIT, bpf.NftraceRecTypeREC_DELIVER:
-		r, err := recDev(raw)
-		if err != nil {
-			return err
-		}
-		dev := a.device(step.Netns, &r.Dev)
-		switch typ {
-		case bpf.NftraceRecTypeREC_BRIDGE:
-			step.Kind, step.Out = StepBridge, dev
-		case bpf.NftraceRecTypeREC_XMIT:
-			step.Kind, step.Out = StepXmit, dev
-		default:
-			step.Kind, step.In = StepDeliver, dev
-			a.end(d, step.Time)
-		}
-		d.j.Steps = append(d.j.Steps, step)
+		a.nat(d, h, r)
+	case bpf.NftraceRecTypeREC_BRIDGE:
+		return a.passed(d, StepBridge, h, raw)
+	case bpf.NftraceRecTypeREC_XMIT:
+		return a.passed(d, StepXmit, h, raw)
+	case bpf.NftraceRecTypeREC_DELIVER:
+		return a.passed(d, StepDeliver, h, raw)
 	case bpf.NftraceRecTypeREC_END:
-		a.end(d, step.Time)
+		a.end(d, ns(h.Ts))
 	default:
 		return fmt.Errorf("unknown type")
+	}
+	return nil
+}
+
+// step adds a step. The pointer is valid until the next one is added.
+func (d *draft) step(kind StepKind, h *bpf.NftraceRecHdr) *Step {
+	d.j.Steps = append(d.j.Steps, Step{Kind: kind, Time: ns(h.Ts), CPU: int(h.Cpu), Netns: h.Netns})
+	return &d.j.Steps[len(d.j.Steps)-1]
+}
+
+// passed adds a step that is no more than a device.
+func (a *Assembler) passed(d *draft, kind StepKind, h *bpf.NftraceRecHdr, raw []byte) error {
+	r, err := recDev(raw)
+	if err != nil {
+		return err
+	}
+	s := d.step(kind, h)
+	dev := a.device(h.Netns, &r.Dev)
+	if kind == StepDeliver {
+		s.In = dev
+		a.end(d, s.Time)
+	} else {
+		s.Out = dev
 	}
 	return nil
 }
@@ -266,85 +352,103 @@ func (a *Assembler) place(s *Step, p *bpf.NftracePlace) {
 	s.PhysIn, s.PhysOut = Device{Index: int(p.Physin)}, a.device(s.Netns, &p.Physout)
 }
 
+// table adds a run of a table; d is nil if the packet is not followed.
 func (a *Assembler) table(d *draft, h *bpf.NftraceRecHdr, raw []byte) error {
-	r, err := recTable(bytes.Clone(raw))
+	r, err := recTable(raw)
 	if err != nil {
 		return err
 	}
-	step := Step{
-		Kind: StepTable, Time: ns(h.Ts), CPU: int(h.Cpu), Netns: h.Netns,
-		Verdict: int(r.Verdict),
+	if d == nil {
+		d = &draft{}
 	}
-	a.place(&step, &r.Place)
-	t := &TableRun{
-		Name:   a.tableName(r.Table[:]),
-		ID:     TableID{Private: r.Private, Gen: r.Gen},
-		Before: packet(&r.Before),
-		Hits:   make([]Hit, r.Nhits),
-	}
-	for i := range t.Hits {
-		hit := &r.Hits[i]
-		t.Hits[i] = Hit{Index: int(hit.Index), Packets: uint64(hit.Packets), Bytes: hit.Bytes}
-	}
+	s := d.step(StepTable, h)
+	s.Verdict = int(r.Verdict)
+	a.place(s, &r.Place)
 	has := func(f bpf.NftraceRecFlag) bool { return h.Flags&uint32(f) != 0 }
+	alone := has(bpf.NftraceRecFlagREC_F_ATOMIC)
+	t, mem := a.runAndMemory(d, alone)
+	*t = TableRun{
+		Name:       a.tableName(&r.Table),
+		ID:         TableID{Private: r.Private, Gen: r.Gen},
+		Hits:       t.Hits[:0],
+		Shared:     has(bpf.NftraceRecFlagREC_F_SHARED),
+		Entry:      ns(r.EntryTs),
+		Rules:      t.Rules[:0],
+		Unresolved: unresolved(h.Flags),
+		kept:       !alone,
+	}
+	for i := range r.Hits[:r.Nhits] {
+		hit := &r.Hits[i]
+		t.Hits = append(t.Hits, Hit{Index: int(hit.Index), Packets: uint64(hit.Packets), Bytes: hit.Bytes})
+	}
+	mem.keepPacket(&t.Before, &r.Before)
 	if has(bpf.NftraceRecFlagREC_F_ALIVE) {
 		t.After = t.Before
 	}
-	t.Shared = has(bpf.NftraceRecFlagREC_F_SHARED)
-	t.Unresolved = unresolved(has)
-	step.Table = t
+	s.Table = t
 	if a.OnRun != nil {
-		run := step
-		a.OnRun(Run{
-			Step: &run, Entry: ns(r.EntryTs), Exit: step.Time,
-			Alone: has(bpf.NftraceRecFlagREC_F_ATOMIC),
-		})
+		if !alone {
+			kept := *s
+			s = &kept
+		}
+		a.OnRun(Run{Step: s, Entry: t.Entry, Exit: s.Time, Alone: alone})
 	}
-	if d == nil {
-		return nil
-	}
-	t.Entry = ns(r.EntryTs)
-	d.j.Steps = append(d.j.Steps, step)
 	return nil
 }
 
-// unresolved says why the counters of a run cannot be used at all.
-func unresolved(has func(bpf.NftraceRecFlag) bool) string {
-	switch {
-	case has(bpf.NftraceRecFlagREC_F_MISSED_ENTRY):
-		return "the kernel skipped the probe at the table's entry"
-	case has(bpf.NftraceRecFlagREC_F_MIGRATED):
-		return "the packet's task moved to another CPU within the table"
-	case has(bpf.NftraceRecFlagREC_F_NOTABLE):
-		return "the table has more rules than nftrace made room for when it started; start it again"
-	case has(bpf.NftraceRecFlagREC_F_REPLACED):
-		return "the table was replaced while the packet was in it"
-	case has(bpf.NftraceRecFlagREC_F_TORN):
-		return "another packet ran through the tables while the counters were being copied"
-	case has(bpf.NftraceRecFlagREC_F_FAULT):
-		return "the table's counters could not be read"
-	case has(bpf.NftraceRecFlagREC_F_TOOMANY):
-		return "more rules matched than a record holds"
+// runAndMemory returns where a run and its packets are to be kept: with the draft, unless
+// OnRun may keep them.
+func (a *Assembler) runAndMemory(d *draft, alone bool) (*TableRun, *memory) {
+	if !alone {
+		return &TableRun{}, newMemory()
+	}
+	if t := pop(&a.runs); t != nil {
+		return t, &d.mem
+	}
+	return &TableRun{}, &d.mem
+}
+
+// unusable are the causes why the counters of a run cannot be used at all.
+var unusable = []struct {
+	flag  bpf.NftraceRecFlag
+	cause string
+}{
+	{bpf.NftraceRecFlagREC_F_MISSED_ENTRY, "the kernel skipped the probe at the table's entry"},
+	{bpf.NftraceRecFlagREC_F_MIGRATED, "the packet's task moved to another CPU within the table"},
+	{bpf.NftraceRecFlagREC_F_NOTABLE, "the table has more rules than nftrace made room for when it started; start it again"},
+	{bpf.NftraceRecFlagREC_F_REPLACED, "the table was replaced while the packet was in it"},
+	{bpf.NftraceRecFlagREC_F_TORN, "another packet ran through the tables while the counters were being copied"},
+	{bpf.NftraceRecFlagREC_F_FAULT, "the table's counters could not be read"},
+	{bpf.NftraceRecFlagREC_F_TOOMANY, "more rules matched than a record holds"},
+}
+
+func unresolved(flags uint32) string {
+	for i := range unusable {
+		if flags&uint32(unusable[i].flag) != 0 {
+			return unusable[i].cause
+		}
 	}
 	return ""
 }
 
-func (a *Assembler) nat(d *draft, step *Step, r *bpf.NftraceRecNat) {
-	if d.natPre == nil {
+// nat takes the packet before or after a rewrite; both make a step.
+func (a *Assembler) nat(d *draft, h *bpf.NftraceRecHdr, r *bpf.NftraceRecNat) {
+	var p Packet
+	readPacket(&p, &r.Pkt)
+	tuple, _ := p.Tuple()
+	if h.Flags&uint32(bpf.NftraceRecFlagREC_F_NAT_AFTER) == 0 {
+		d.natBefore, d.natOpen = tuple, true
 		return
 	}
-	before, after := packet(d.natPre), packet(&r.Pkt)
-	d.natPre = nil
-	step.Kind = StepNAT
-	step.NAT = &NAT{
-		Source:  r.Manip == 0,
-		CTReply: r.Dir != 0,
+	if d.natOpen && d.natBefore != tuple {
+		n := pop(&a.nats)
+		if n == nil {
+			n = &NAT{}
+		}
+		*n = NAT{Source: r.Manip == 0, CTReply: r.Dir != 0, Before: d.natBefore, After: tuple}
+		d.step(StepNAT, h).NAT = n
 	}
-	step.NAT.Before, _ = before.Tuple()
-	step.NAT.After, _ = after.Tuple()
-	if step.NAT.Before != step.NAT.After {
-		d.j.Steps = append(d.j.Steps, *step)
-	}
+	d.natOpen = false
 }
 
 // hookVerdict maps what nf_hook_slow returned (1: accepted, below 0: dropped with

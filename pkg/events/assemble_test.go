@@ -2,6 +2,7 @@ package events
 
 import (
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 	"unsafe"
@@ -41,7 +42,11 @@ func (s *script) add(raw []byte) {
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	s.done = append(s.done, js...)
+	for _, j := range js { // valid until the next call only
+		kept := *j
+		kept.Steps = slices.Clone(j.Steps)
+		s.done = append(s.done, &kept)
+	}
 }
 
 func dev(index uint32, name string) bpf.NftraceDev {
@@ -278,6 +283,45 @@ func TestTableStep(t *testing.T) {
 	}
 	if len(runs) != 3 || !runs[0].Alone || runs[1].Alone {
 		t.Errorf("OnRun saw %+v, want 3 runs, the first alone", runs)
+	}
+}
+
+// What was handed out is used again, for a journey that knows nothing of it. Runs that OnRun
+// may keep are left alone.
+func TestReuse(t *testing.T) {
+	a := NewAssembler()
+	var kept []Run
+	a.OnRun = func(r Run) {
+		if !r.Alone {
+			kept = append(kept, r)
+		}
+	}
+	s := newScript(t, a, 7)
+	s.start(HookForward, bpf.NftraceRecFlagREC_F_LATE)
+	s.table(HookForward, NFAccept, bpf.NftraceRecFlagREC_F_TORN, bpf.NftraceHit{Index: 4, Packets: 1, Bytes: 84})
+	s.table(HookForward, NFAccept, bpf.NftraceRecFlagREC_F_ATOMIC|bpf.NftraceRecFlagREC_F_ALIVE, bpf.NftraceHit{Index: 5, Packets: 1, Bytes: 84})
+	s.seq++
+	s.end(0)
+	first := a.Idle(time.Duration(s.now) + 2*settle)[0]
+	reused := first.Steps[1].Table
+
+	next := newScript(t, a, 8)
+	next.now = s.now + uint64(3*settle)
+	next.start(HookPreRouting, 0)
+	next.table(HookPreRouting, NFDrop, bpf.NftraceRecFlagREC_F_ATOMIC, bpf.NftraceHit{Index: 9, Packets: 1, Bytes: 84})
+	next.end(0)
+	j := a.Idle(time.Duration(next.now) + 2*settle)[0]
+	if j != first || j.Steps[0].Table != reused {
+		t.Error("nothing was used again")
+	}
+	if j.ID != 8 || j.HalfSeen != "" || j.Lost != 0 || len(j.Steps) != 1 {
+		t.Errorf("the journey has something of the one before: %+v", j)
+	}
+	if run := j.Steps[0].Table; len(run.Hits) != 1 || run.Hits[0].Index != 9 || run.After.Data != nil {
+		t.Errorf("the run has something of the one before: %+v", run)
+	}
+	if k := kept[0].Step; len(kept) != 1 || k.Hook != HookForward || k.Table.Hits[0].Index != 4 || k.Table.Unresolved == "" {
+		t.Errorf("a run that was kept has changed: %+v", k)
 	}
 }
 

@@ -67,31 +67,62 @@ func cBytes[T ~int8 | ~uint8](s []T) []byte {
 	return b
 }
 
-// device reads a device. It makes no new string for a name that it knows, and learns
-// those that it does not.
+// knownDevice is a device as records have it, and what was made of it.
+type knownDevice struct {
+	netns uint32
+	raw   bpf.NftraceDev
+	dev   Device
+}
+
+// knownAt is where a device is kept until another takes its place.
+func (a *Assembler) knownAt(netns, index uint32) *knownDevice {
+	return &a.devices[(netns*31+index)%uint32(len(a.devices))]
+}
+
+// device reads a device. A few are in nearly all records: those are compared only. It
+// makes no new string for a name that it knows, and learns those that it does not.
 func (a *Assembler) device(netns uint32, d *bpf.NftraceDev) Device {
 	if d.Ifindex == 0 {
 		return Device{}
 	}
-	key := ifaceKey{netns, int(d.Ifindex)}
-	name := cBytes(d.Name[:])
-	known, ok := a.names[key]
-	if !ok || known != string(name) {
-		known = string(name)
-		a.names[key] = known
+	k := a.knownAt(netns, d.Ifindex)
+	if k.netns != netns || k.raw != *d {
+		key := ifaceKey{netns, int(d.Ifindex)}
+		name := cBytes(d.Name[:])
+		known, ok := a.names[key]
+		if !ok || known != string(name) {
+			known = string(name)
+			a.names[key] = known
+		}
+		*k = knownDevice{netns: netns, raw: *d, dev: Device{Index: key.index, Name: known}}
 	}
-	return Device{Index: key.index, Name: known}
+	return k.dev
+}
+
+// deviceName is the name of a device as it was recorded last.
+func (a *Assembler) deviceName(netns uint32, index int) string {
+	if k := a.knownAt(netns, uint32(index)); k.netns == netns && k.dev.Index == index {
+		return k.dev.Name
+	}
+	return a.names[ifaceKey{netns, index}]
+}
+
+// knownTable is the name of a table as records have it, and as a string.
+type knownTable struct {
+	raw  [32]int8
+	name string
 }
 
 // tableName is the name of a table; there are few.
-func (a *Assembler) tableName(s []int8) string {
-	b := cBytes(s)
-	name, ok := a.tables[string(b)]
-	if !ok {
-		name = string(b)
-		a.tables[name] = name
+func (a *Assembler) tableName(raw *[32]int8) string {
+	for i := range a.tables {
+		if k := &a.tables[i]; k.raw == *raw {
+			return k.name
+		}
 	}
-	return name
+	k := knownTable{raw: *raw, name: string(cBytes(raw[:]))}
+	a.tables = append(a.tables, k)
+	return k.name
 }
 
 // enum ip_conntrack_info (include/uapi/linux/netfilter/nf_conntrack_common.h).
@@ -107,9 +138,33 @@ var ctStates = [8]struct {
 	7: {"UNTRACKED", false},
 }
 
-// packet keeps slices of p: p must not be changed any more.
-func packet(p *bpf.NftracePkt) Packet {
-	pkt := Packet{
+// memory keeps bytes of records, which are valid for a moment only.
+type memory []byte
+
+// newMemory has room for one packet.
+func newMemory() *memory {
+	m := make(memory, 0, unsafe.Sizeof(bpf.NftracePkt{}))
+	return &m
+}
+
+func (m *memory) keep(b []byte) []byte {
+	n := len(*m)
+	*m = append(*m, b...)
+	return (*m)[n:len(*m):len(*m)]
+}
+
+// keepPacket reads a packet whose bytes stay in m.
+func (m *memory) keepPacket(to *Packet, p *bpf.NftracePkt) {
+	readPacket(to, p)
+	to.Data = m.keep(to.Data)
+	if to.MAC != nil {
+		to.MAC = m.keep(to.MAC)
+	}
+}
+
+// readPacket reads a packet whose bytes are p's own.
+func readPacket(to *Packet, p *bpf.NftracePkt) {
+	*to = Packet{
 		EtherType:  p.Ethertype,
 		Len:        int(p.Len),
 		Data:       p.Data[:min(int(p.Cap), len(p.Data)):min(int(p.Cap), len(p.Data))],
@@ -119,21 +174,20 @@ func packet(p *bpf.NftracePkt) Packet {
 	}
 	switch p.Ethertype {
 	case 0x0800:
-		pkt.Family = PFIPv4
+		to.Family = PFIPv4
 	case 0x86dd:
-		pkt.Family = PFIPv6
+		to.Family = PFIPv6
 	}
 	if n := min(int(p.MacLen), len(p.Mac)); n > 0 {
-		pkt.MAC = p.Mac[:n:n]
+		to.MAC = p.Mac[:n:n]
 	}
 	if p.Flags&uint8(bpf.NftracePktFlagPKT_F_OWNER) != 0 {
-		pkt.HasOwner, pkt.UID, pkt.GID = true, p.Uid, p.Gid
+		to.HasOwner, to.UID, to.GID = true, p.Uid, p.Gid
 	}
 	if p.Flags&uint8(bpf.NftracePktFlagPKT_F_CT) != 0 {
-		ct := ctStates[p.Ctinfo&7]
-		pkt.CT, pkt.CTReply = ct.state, ct.reply
+		ct := &ctStates[p.Ctinfo&7]
+		to.CT, to.CTReply = ct.state, ct.reply
 	}
-	return pkt
 }
 
 func ns(t uint64) time.Duration { return time.Duration(t) }

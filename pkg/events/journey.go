@@ -156,6 +156,8 @@ type TableRun struct {
 	// Hotdrop is set where a match, not a rule, dropped the packet behind the last
 	// of Rules (it found the packet malformed); it says, in words, which it can be.
 	Hotdrop string
+
+	kept bool // by whoever was told of it with OnRun
 }
 
 // TableID identifies one generation of one table.
