@@ -61,8 +61,8 @@ func forwarded(tb testing.TB) (*session, [][]byte) {
 	jumps := inputTable(tb, []rule{
 		{cond: true, target: "jump U"}, {cond: true, target: "jump U"}, {cond: true}, {cond: true, target: "jump U"},
 	}, []rule{{cond: true}})
-	s.res.tables[events.TableID{Private: 1, Gen: 1}] = &ruleset{table: few}
-	s.res.tables[events.TableID{Private: 2, Gen: 2}] = &ruleset{table: jumps}
+	s.res.keep(&ruleset{id: events.TableID{Private: 1, Gen: 1}, table: few})
+	s.res.keep(&ruleset{id: events.TableID{Private: 2, Gen: 2}, table: jumps})
 	policy := []bpf.NftraceHit{{Index: 0, Packets: 1, Bytes: 84}}
 	chains := []bpf.NftraceHit{
 		{Index: 0, Packets: 1, Bytes: 84}, {Index: 1, Packets: 1, Bytes: 84}, {Index: 3, Packets: 1, Bytes: 84},

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"slices"
 
 	"github.com/nftrace/nftrace/pkg/events"
 	"github.com/nftrace/nftrace/pkg/symbolize"
@@ -22,6 +21,7 @@ type resolver struct {
 	wantTexts bool
 
 	tables     map[events.TableID]*ruleset
+	recent     [16]*ruleset      // some of tables, for most packets meet the same few
 	names      map[uint32]string // of namespaces, by inode
 	unresolved uint64
 	shared     *sharedRuns
@@ -93,26 +93,52 @@ func (r *resolver) read(ns *symbolize.Namespace, family symbolize.Family, name s
 		return rs, nil
 	}
 	rs := &ruleset{ns: ns, family: family, table: snap.Table, id: id}
-	r.tables[id] = rs
+	r.keep(rs)
 	return rs, nil
 }
 
-// see makes sure that the table of a step is known, while it may still be there.
-func (r *resolver) see(s *events.Step) {
-	id := s.Table.ID
-	if id.Gen == 0 || r.tables[id] != nil {
-		return
+// ruleset is what is known of a table, nil if nothing is.
+func (r *resolver) ruleset(id events.TableID) *ruleset {
+	recent := r.recentAt(id)
+	if rs := *recent; rs != nil && rs.id == id {
+		return rs
 	}
-	rs := &ruleset{err: errors.New("the ruleset was replaced before it could be read")}
+	rs := r.tables[id]
+	if rs != nil {
+		*recent = rs
+	}
+	return rs
+}
+
+func (r *resolver) keep(rs *ruleset) {
+	r.tables[rs.id] = rs
+	*r.recentAt(rs.id) = rs
+}
+
+// recentAt is where a ruleset is kept until another takes its place. Those of tables
+// differ in the page of their address.
+func (r *resolver) recentAt(id events.TableID) **ruleset {
+	return &r.recent[(id.Private>>12^id.Private>>6^id.Gen)%uint64(len(r.recent))]
+}
+
+// see returns the ruleset of a step's table, and reads it while it may still be there. It
+// is nil if nobody can know it.
+func (r *resolver) see(s *events.Step) *ruleset {
+	id := s.Table.ID
+	if rs := r.ruleset(id); rs != nil || id.Gen == 0 {
+		return rs
+	}
+	rs := &ruleset{id: id, err: errors.New("the ruleset was replaced before it could be read")}
 	ns, err := r.sys.NamespaceByInode(s.Netns)
 	if err != nil {
 		rs.err = fmt.Errorf("the ruleset could not be read: %w", err)
 	} else if got, err := r.read(ns, family(s.PF), s.Table.Name); err != nil {
 		rs.err = fmt.Errorf("the ruleset could not be read: %w", err)
 	} else if got.id == id {
-		return
+		return got
 	}
-	r.tables[id] = rs
+	r.keep(rs)
+	return rs
 }
 
 func family(pf uint8) symbolize.Family {
@@ -158,13 +184,17 @@ func (r *resolver) readTexts(rs *ruleset) []string {
 func (r *resolver) journey(j *events.Journey) {
 	for i := range j.Steps {
 		s := &j.Steps[i]
-		s.NetnsName = r.netns(s.Netns)
+		if i > 0 && s.Netns == j.Steps[i-1].Netns {
+			s.NetnsName = j.Steps[i-1].NetnsName
+		} else {
+			s.NetnsName = r.netns(s.Netns)
+		}
 		if s.Kind != events.StepTable {
 			continue
 		}
-		r.see(s)
+		rs := r.see(s)
 		if s.Table.Unresolved == "" {
-			r.table(s)
+			r.table(s, rs)
 		}
 		if s.Table.Unresolved != "" {
 			r.unresolved++
@@ -195,9 +225,8 @@ func (r *resolver) netns(inum uint32) string {
 }
 
 // table resolves one run.
-func (r *resolver) table(s *events.Step) {
+func (r *resolver) table(s *events.Step, rs *ruleset) {
 	t := s.Table
-	rs := r.tables[t.ID]
 	if rs == nil || rs.table == nil {
 		t.Unresolved = "the ruleset was replaced before it could be read"
 		if rs != nil && rs.err != nil {
@@ -226,7 +255,7 @@ func (r *resolver) table(s *events.Step) {
 		}
 	}
 	t.Hotdrop = known.Hotdrop
-	t.Rules = slices.Clone(known.rules)
+	t.Rules = append(t.Rules[:0], known.rules...)
 	if known.modifies {
 		packetsOf(rs.table, known.Visits, t)
 		return

@@ -14,7 +14,7 @@ type Renderer interface {
 
 // NewTrace returns a Renderer that writes what [Trace] does.
 func NewTrace(w io.Writer) Renderer {
-	return &renderer{w: w, append: appendTrace}
+	return &renderer{w: w, append: new(logBuf).appendTrace}
 }
 
 type renderer struct {

@@ -1,6 +1,7 @@
 package render
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 	"io"
@@ -41,16 +42,17 @@ const (
 //     "TRACE: eb:table:…" and "TRACE: arp:table:…".
 //   - A hole in the path is said in a line that begins with "# nftrace: ".
 func Trace(w io.Writer, j *events.Journey) error {
-	return writeOnce(w, appendTrace(nil, j))
+	return writeOnce(w, new(logBuf).appendTrace(nil, j))
 }
 
-func appendTrace(b []byte, j *events.Journey) []byte {
+// appendTrace adds the lines of a journey; m is where it works.
+func (m *logBuf) appendTrace(b []byte, j *events.Journey) []byte {
+	m.step, m.pkt = nil, nil
 	if j.HalfSeen != "" {
 		b = append(b, "# nftrace: half seen: "...)
 		b = appendEscaped(b, j.HalfSeen)
 		b = append(b, '\n')
 	}
-	m := logBuf{b: make([]byte, 0, 512)}
 	for i := range j.Steps {
 		s := &j.Steps[i]
 		if s.Kind == events.StepTable && s.Table != nil {
@@ -63,17 +65,12 @@ func appendTrace(b []byte, j *events.Journey) []byte {
 	return b
 }
 
-// appendTable adds the lines of one run of a table; m is where it works.
 func (m *logBuf) appendTable(b []byte, s *events.Step) []byte {
-	// The rules of one run mostly saw one and the same packet.
-	var last *events.Packet
-
 	for i := range s.Table.Rules {
 		r := &s.Table.Rules[i]
 		if r.Pkt == nil {
-			m.reset(nil, 0)
-			m.packetCommon(s)
-			b = appendLogLine(b, s, r, m.b, false)
+			m.noPacket(s)
+			b = m.appendLine(b, s, r)
 			b = append(b, "[packet unresolved: "...)
 			cause := r.PktUnsure
 			if cause == "" {
@@ -81,14 +78,10 @@ func (m *logBuf) appendTable(b []byte, s *events.Step) []byte {
 			}
 			b = appendEscaped(b, cause)
 			b = append(b, "]\n"...)
-			last = nil
 			continue
 		}
-		if r.Pkt != last {
-			last = r.Pkt
-			m.packet(s, last)
-		}
-		b = appendLogLine(b, s, r, m.b, m.short)
+		m.packet(s, r.Pkt)
+		b = m.appendLine(b, s, r)
 		b = append(b, '\n')
 	}
 	if s.Table.Unresolved != "" {
@@ -98,28 +91,29 @@ func (m *logBuf) appendTable(b []byte, s *events.Step) []byte {
 		b = appendEscaped(b, s.Table.Unresolved)
 		b = append(b, ' ')
 		m.packet(s, &s.Table.Before)
-		b = appendLogLine(b, s, nil, m.b, m.short)
+		b = m.appendLine(b, s, nil)
 		b = append(b, '\n')
 	}
 	return b
 }
 
-// appendLogLine adds the rule's prefix, if there is a rule, and the packet's tail. It
+// appendLine adds the rule's prefix, if there is a rule, and the packet that m holds. It
 // cuts where the kernel's buffers end, then escapes.
-func appendLogLine(b []byte, s *events.Step, r *events.Rule, tail []byte, short bool) []byte {
-	start := len(b)
+func (m *logBuf) appendLine(b []byte, s *events.Step, r *events.Rule) []byte {
+	start, short, plain := len(b), m.short, m.plain
 	if r != nil {
 		b = append(b, "TRACE: "...)
 		b = appendLabel(b, s, r)
 		b = append(b, ' ')
 		b = b[:min(len(b), start+logPrefixLen-1)]
+		plain = plain && printable(b[start:])
 	}
-	b = append(b, tail...)
+	b = append(b, m.b...)
 	if len(b)-start >= logLineLen {
 		// The kernel would have stopped here too.
 		b, short = b[:start+logLineLen], false
 	}
-	if !printable(b[start:]) {
+	if !plain {
 		line := string(b[start:])
 		b = appendEscaped(b[:start], line)
 	}
@@ -137,11 +131,40 @@ func (m *logBuf) reset(data []byte, n int) {
 	m.b, m.data, m.len, m.short = m.b[:0], data[:min(len(data), n)], n, false
 }
 
-// packet is what nf_log_syslog.c adds to the prefix for one packet, up to the end of
-// the captured bytes: short is set where the kernel had more to say.
+// noPacket makes m hold the devices alone.
+func (m *logBuf) noPacket(s *events.Step) {
+	m.reset(nil, 0)
+	m.packetCommon(s)
+	m.step, m.pkt, m.plain = nil, nil, printable(m.b)
+}
+
+// packet makes m hold what nf_log_syslog.c adds to the prefix for one packet, up to the
+// end of the captured bytes: short is set where the kernel had more to say.
 func (m *logBuf) packet(s *events.Step, p *events.Packet) {
+	if m.pkt != nil && alikeAt(m.step, s) && alike(m.pkt, p) {
+		return
+	}
 	m.reset(p.Data, p.Len)
 	m.packetCommon(s)
+	m.dumpPacket(s, p)
+	m.step, m.pkt, m.plain = s, p, printable(m.b)
+}
+
+// alikeAt and alike tell whether the kernel prints two packets alike: rules of one
+// table, and tables of one hook, mostly see the same.
+func alikeAt(s, t *events.Step) bool {
+	return s == t ||
+		s.PF == t.PF && s.In == t.In && s.Out == t.Out && s.PhysIn == t.PhysIn && s.PhysOut == t.PhysOut
+}
+
+func alike(p, q *events.Packet) bool {
+	return p == q ||
+		p.EtherType == q.EtherType && p.Len == q.Len && p.MACDevType == q.MACDevType && p.Mark == q.Mark &&
+			p.HasOwner == q.HasOwner && p.UID == q.UID && p.GID == q.GID &&
+			bytes.Equal(p.Data, q.Data) && bytes.Equal(p.MAC, q.MAC)
+}
+
+func (m *logBuf) dumpPacket(s *events.Step, p *events.Packet) {
 	switch s.PF {
 	case events.PFIPv4:
 		m.ipPacket(s, p)
@@ -175,6 +198,11 @@ type logBuf struct {
 	// short is set once a header outside the captured bytes was needed;
 	// nothing is added from then on.
 	short bool
+
+	// What b holds, once it is whole: the packet pkt at the place of step.
+	step  *events.Step
+	pkt   *events.Packet
+	plain bool // printable
 }
 
 // add, dec, hex, addr4 … are nf_log_buf_add with one conversion each: they return m,
@@ -223,8 +251,10 @@ func (m *logBuf) upper(n uint32, width int) *logBuf {
 
 // dump prints bytes in capital digits.
 func (m *logBuf) dump(b []byte) *logBuf {
-	for _, c := range b {
-		m.upper(uint32(c), 2)
+	if !m.short {
+		for _, c := range b {
+			m.b = append(m.b, upperDigits[c>>4], upperDigits[c&15])
+		}
 	}
 	return m
 }
@@ -250,13 +280,20 @@ func (m *logBuf) addr6(a []byte) *logBuf {
 
 // mac prints as %*phC, which for six bytes is %pM.
 func (m *logBuf) mac(a []byte) *logBuf {
-	for i, c := range a {
-		if i > 0 {
-			m.add(":")
-		}
-		m.hex(uint32(c), 2)
+	if !m.short {
+		m.b = appendMAC(m.b, a)
 	}
 	return m
+}
+
+func appendMAC(b []byte, a []byte) []byte {
+	for i, c := range a {
+		if i > 0 {
+			b = append(b, ':')
+		}
+		b = append(b, hexDigits[c>>4], hexDigits[c&15])
+	}
+	return b
 }
 
 const upperDigits = "0123456789ABCDEF"
@@ -314,7 +351,7 @@ func (a ip4) String() string { return string(appendIP4(nil, a)) }
 // mac prints as %pM.
 type mac []byte
 
-func (a mac) String() string { return string((&logBuf{}).mac(a[:6]).b) }
+func (a mac) String() string { return string(appendMAC(nil, a[:6])) }
 
 // packetCommon is nf_log_dump_packet_common after the prefix.
 func (m *logBuf) packetCommon(s *events.Step) {
