@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 
 	"github.com/nftrace/nftrace/pkg/events"
+	"github.com/nftrace/nftrace/pkg/render"
 	"github.com/nftrace/nftrace/pkg/symbolize"
 )
 
@@ -57,8 +58,8 @@ func pathKey(b []byte, s *events.Step) []byte {
 	return append(b, info.Out...)
 }
 
-// known fills in the texts of the rules of a path.
-func (r *resolver) known(rs *ruleset, path *symbolize.Path) *knownPath {
+// known fills in the texts of the rules of a path that step s took.
+func (r *resolver) known(rs *ruleset, s *events.Step, path *symbolize.Path) *knownPath {
 	k := &knownPath{Path: path, rules: make([]events.Rule, len(path.Visits))}
 	for i := range path.Visits {
 		v := &path.Visits[i]
@@ -67,6 +68,7 @@ func (r *resolver) known(rs *ruleset, path *symbolize.Path) *knownPath {
 			Text: r.text(rs, v.Index), IsPolicy: v.IsPolicy, IsEnd: v.IsEnd,
 			Action: v.Action, Depth: v.Depth,
 		}
+		k.rules[i].TracePrefix = render.TracePrefix(s, &k.rules[i])
 		k.modifies = k.modifies || rs.table.Entries[v.Index].Modifies()
 	}
 	return k

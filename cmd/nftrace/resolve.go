@@ -249,7 +249,7 @@ func (r *resolver) table(s *events.Step, rs *ruleset) {
 			t.Unresolved = err.Error()
 			return
 		}
-		known = r.known(rs, path)
+		known = r.known(rs, s, path)
 		if !shared {
 			rs.paths.put(r.key, known)
 		}

@@ -99,7 +99,9 @@ func (a *Assembler) Stats() Stats { return a.stats }
 // Add takes one record, which it does not keep, and returns the journeys that are
 // complete with it. They are valid until the next call of Add, Idle or Flush.
 func (a *Assembler) Add(raw []byte) ([]*Journey, error) {
-	a.reuse()
+	if len(a.given) > 0 {
+		a.reuse()
+	}
 	a.stats.Records++
 	h, err := header(raw)
 	if err != nil {
@@ -111,7 +113,9 @@ func (a *Assembler) Add(raw []byte) ([]*Journey, error) {
 		a.stats.Bad++
 		return nil, fmt.Errorf("record of type %d: %w", h.Type, err)
 	}
-	a.takeEnded(a.now - settle)
+	if a.firstEnded != nil {
+		a.takeEnded(a.now - settle)
+	}
 	return a.done, nil
 }
 
@@ -180,9 +184,6 @@ func (a *Assembler) finish(d *draft) {
 
 // reuse makes room for new drafts of those that the last call gave away.
 func (a *Assembler) reuse() {
-	if len(a.given) == 0 {
-		return
-	}
 	for _, d := range a.given {
 		for i := range d.j.Steps {
 			s := &d.j.Steps[i]
@@ -325,8 +326,15 @@ func (a *Assembler) record(h *bpf.NftraceRecHdr, raw []byte) error {
 
 // step adds a step. The pointer is valid until the next one is added.
 func (d *draft) step(kind StepKind, h *bpf.NftraceRecHdr) *Step {
-	d.j.Steps = append(d.j.Steps, Step{Kind: kind, Time: ns(h.Ts), CPU: int(h.Cpu), Netns: h.Netns})
-	return &d.j.Steps[len(d.j.Steps)-1]
+	n := len(d.j.Steps)
+	if n == cap(d.j.Steps) {
+		d.j.Steps = slices.Grow(d.j.Steps, 1)
+	}
+	d.j.Steps = d.j.Steps[:n+1]
+	s := &d.j.Steps[n]
+	*s = Step{} // filled in where it stands: steps are large
+	s.Kind, s.Time, s.CPU, s.Netns = kind, ns(h.Ts), int(h.Cpu), h.Netns
+	return s
 }
 
 // passed adds a step that is no more than a device.
@@ -336,20 +344,22 @@ func (a *Assembler) passed(d *draft, kind StepKind, h *bpf.NftraceRecHdr, raw []
 		return err
 	}
 	s := d.step(kind, h)
-	dev := a.device(h.Netns, &r.Dev)
 	if kind == StepDeliver {
-		s.In = dev
+		a.device(&s.In, h.Netns, &r.Dev)
 		a.end(d, s.Time)
 	} else {
-		s.Out = dev
+		a.device(&s.Out, h.Netns, &r.Dev)
 	}
 	return nil
 }
 
+// place fills in where an empty step was.
 func (a *Assembler) place(s *Step, p *bpf.NftracePlace) {
 	s.PF, s.Hook = p.Pf, p.Hook
-	s.In, s.Out = a.device(s.Netns, &p.In), a.device(s.Netns, &p.Out)
-	s.PhysIn, s.PhysOut = Device{Index: int(p.Physin)}, a.device(s.Netns, &p.Physout)
+	a.device(&s.In, s.Netns, &p.In)
+	a.device(&s.Out, s.Netns, &p.Out)
+	a.device(&s.PhysOut, s.Netns, &p.Physout)
+	s.PhysIn.Index = int(p.Physin)
 }
 
 // table adds a run of a table; d is nil if the packet is not followed.
@@ -367,16 +377,11 @@ func (a *Assembler) table(d *draft, h *bpf.NftraceRecHdr, raw []byte) error {
 	has := func(f bpf.NftraceRecFlag) bool { return h.Flags&uint32(f) != 0 }
 	alone := has(bpf.NftraceRecFlagREC_F_ATOMIC)
 	t, mem := a.runAndMemory(d, alone)
-	*t = TableRun{
-		Name:       a.tableName(&r.Table),
-		ID:         TableID{Private: r.Private, Gen: r.Gen},
-		Hits:       t.Hits[:0],
-		Shared:     has(bpf.NftraceRecFlagREC_F_SHARED),
-		Entry:      ns(r.EntryTs),
-		Rules:      t.Rules[:0],
-		Unresolved: unresolved(h.Flags),
-		kept:       !alone,
-	}
+	hits, rules := t.Hits[:0], t.Rules[:0]
+	*t = TableRun{} // as in step
+	t.Name, t.ID, t.Entry = a.tableName(&r.Table), TableID{Private: r.Private, Gen: r.Gen}, ns(r.EntryTs)
+	t.Hits, t.Rules = slices.Grow(hits, int(r.Nhits)), rules
+	t.Shared, t.Unresolved, t.kept = has(bpf.NftraceRecFlagREC_F_SHARED), unresolved(h.Flags), !alone
 	for i := range r.Hits[:r.Nhits] {
 		hit := &r.Hits[i]
 		t.Hits = append(t.Hits, Hit{Index: int(hit.Index), Packets: uint64(hit.Packets), Bytes: hit.Bytes})
@@ -423,6 +428,9 @@ var unusable = []struct {
 }
 
 func unresolved(flags uint32) string {
+	if flags == uint32(bpf.NftraceRecFlagREC_F_ALIVE|bpf.NftraceRecFlagREC_F_ATOMIC) {
+		return "" // as nearly all are
+	}
 	for i := range unusable {
 		if flags&uint32(unusable[i].flag) != 0 {
 			return unusable[i].cause

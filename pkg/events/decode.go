@@ -18,9 +18,13 @@ func header(raw []byte) (*bpf.NftraceRecHdr, error) {
 // The ring buffer aligns records to 8 bytes; ReadInto copies them to memory of its own.
 func view[T any](raw []byte, min uintptr) (*T, error) {
 	if uintptr(len(raw)) < min {
-		return nil, fmt.Errorf("record of %d bytes, want at least %d", len(raw), min)
+		return nil, tooShort(raw, min)
 	}
 	return (*T)(unsafe.Pointer(unsafe.SliceData(raw))), nil
+}
+
+func tooShort(raw []byte, min uintptr) error {
+	return fmt.Errorf("record of %d bytes, want at least %d", len(raw), min)
 }
 
 // recHook, recDev … return the typed record. Of the last member of rec_hook and of
@@ -79,11 +83,12 @@ func (a *Assembler) knownAt(netns, index uint32) *knownDevice {
 	return &a.devices[(netns*31+index)%uint32(len(a.devices))]
 }
 
-// device reads a device. A few are in nearly all records: those are compared only. It
-// makes no new string for a name that it knows, and learns those that it does not.
-func (a *Assembler) device(netns uint32, d *bpf.NftraceDev) Device {
+// device fills in a device, if there is one. A few are in nearly all records: those are
+// compared only. It makes no new string for a name that it knows, and learns those that
+// it does not.
+func (a *Assembler) device(to *Device, netns uint32, d *bpf.NftraceDev) {
 	if d.Ifindex == 0 {
-		return Device{}
+		return
 	}
 	k := a.knownAt(netns, d.Ifindex)
 	if k.netns != netns || k.raw != *d {
@@ -96,7 +101,7 @@ func (a *Assembler) device(netns uint32, d *bpf.NftraceDev) Device {
 		}
 		*k = knownDevice{netns: netns, raw: *d, dev: Device{Index: key.index, Name: known}}
 	}
-	return k.dev
+	*to = k.dev
 }
 
 // deviceName is the name of a device as it was recorded last.
@@ -164,14 +169,11 @@ func (m *memory) keepPacket(to *Packet, p *bpf.NftracePkt) {
 
 // readPacket reads a packet whose bytes are p's own.
 func readPacket(to *Packet, p *bpf.NftracePkt) {
-	*to = Packet{
-		EtherType:  p.Ethertype,
-		Len:        int(p.Len),
-		Data:       p.Data[:min(int(p.Cap), len(p.Data)):min(int(p.Cap), len(p.Data))],
-		MACDevType: p.DevType,
-		Mark:       p.Mark,
-		VLAN:       int(p.Vlan) - 1,
-	}
+	*to = Packet{}
+	to.EtherType, to.Len = p.Ethertype, int(p.Len)
+	n := min(int(p.Cap), len(p.Data))
+	to.Data = p.Data[:n:n]
+	to.MACDevType, to.Mark, to.VLAN = p.DevType, p.Mark, int(p.Vlan)-1
 	switch p.Ethertype {
 	case 0x0800:
 		to.Family = PFIPv4

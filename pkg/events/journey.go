@@ -201,6 +201,9 @@ type Rule struct {
 	Action string
 	// Depth is the number of jumps that lead here, 0 in a built-in chain.
 	Depth int
+	// TracePrefix is render.TracePrefix of the rule, or empty: it is the same for all
+	// packets.
+	TracePrefix string
 	// Pkt is the packet when this rule matched, before its target ran (what TRACE
 	// prints). PktUnsure is the cause where that cannot be told.
 	Pkt       *Packet

@@ -80,8 +80,14 @@ func (m *logBuf) appendTable(b []byte, s *events.Step) []byte {
 			b = append(b, "]\n"...)
 			continue
 		}
-		m.packet(s, r.Pkt)
-		b = m.appendLine(b, s, r)
+		if r.Pkt != m.pkt || s != m.step {
+			m.packet(s, r.Pkt)
+		}
+		if r.TracePrefix != "" && m.plain && !m.short && len(r.TracePrefix)+len(m.b) < logLineLen {
+			b = append(append(b, r.TracePrefix...), m.b...)
+		} else {
+			b = m.appendLine(b, s, r)
+		}
 		b = append(b, '\n')
 	}
 	if s.Table.Unresolved != "" {
@@ -97,14 +103,28 @@ func (m *logBuf) appendTable(b []byte, s *events.Step) []byte {
 	return b
 }
 
+// TracePrefix is what the lines of [Trace] about a rule begin with, to be kept with the
+// rule: many packets meet it. It is empty if that cannot be said without the packet's part.
+func TracePrefix(s *events.Step, r *events.Rule) string {
+	b := appendPrefix(nil, s, r)
+	if len(b) >= logPrefixLen || !printable(b) {
+		return ""
+	}
+	return string(b)
+}
+
+func appendPrefix(b []byte, s *events.Step, r *events.Rule) []byte {
+	b = append(b, "TRACE: "...)
+	b = appendLabel(b, s, r)
+	return append(b, ' ')
+}
+
 // appendLine adds the rule's prefix, if there is a rule, and the packet that m holds. It
 // cuts where the kernel's buffers end, then escapes.
 func (m *logBuf) appendLine(b []byte, s *events.Step, r *events.Rule) []byte {
 	start, short, plain := len(b), m.short, m.plain
 	if r != nil {
-		b = append(b, "TRACE: "...)
-		b = appendLabel(b, s, r)
-		b = append(b, ' ')
+		b = appendPrefix(b, s, r)
 		b = b[:min(len(b), start+logPrefixLen-1)]
 		plain = plain && printable(b[start:])
 	}
@@ -146,22 +166,23 @@ func (m *logBuf) packet(s *events.Step, p *events.Packet) {
 	}
 	m.reset(p.Data, p.Len)
 	m.packetCommon(s)
+	// The rest is letters and digits.
+	m.plain = printable(m.b)
 	m.dumpPacket(s, p)
-	m.step, m.pkt, m.plain = s, p, printable(m.b)
+	m.step, m.pkt = s, p
 }
 
 // alikeAt and alike tell whether the kernel prints two packets alike: rules of one
 // table, and tables of one hook, mostly see the same.
 func alikeAt(s, t *events.Step) bool {
-	return s == t ||
-		s.PF == t.PF && s.In == t.In && s.Out == t.Out && s.PhysIn == t.PhysIn && s.PhysOut == t.PhysOut
+	same := func(d, e *events.Device) bool { return d.Index == e.Index && d.Name == e.Name }
+	return s.PF == t.PF && same(&s.In, &t.In) && same(&s.Out, &t.Out) && same(&s.PhysIn, &t.PhysIn) && same(&s.PhysOut, &t.PhysOut)
 }
 
 func alike(p, q *events.Packet) bool {
-	return p == q ||
-		p.EtherType == q.EtherType && p.Len == q.Len && p.MACDevType == q.MACDevType && p.Mark == q.Mark &&
-			p.HasOwner == q.HasOwner && p.UID == q.UID && p.GID == q.GID &&
-			bytes.Equal(p.Data, q.Data) && bytes.Equal(p.MAC, q.MAC)
+	return p.EtherType == q.EtherType && p.Len == q.Len && p.MACDevType == q.MACDevType && p.Mark == q.Mark &&
+		p.HasOwner == q.HasOwner && p.UID == q.UID && p.GID == q.GID &&
+		bytes.Equal(p.Data, q.Data) && bytes.Equal(p.MAC, q.MAC)
 }
 
 func (m *logBuf) dumpPacket(s *events.Step, p *events.Packet) {
@@ -217,7 +238,7 @@ func (m *logBuf) add(text string) *logBuf {
 // dec prints as %u.
 func (m *logBuf) dec(n uint32) *logBuf {
 	if !m.short {
-		m.b = strconv.AppendUint(m.b, uint64(n), 10)
+		m.b = appendDec(m.b, n)
 	}
 	return m
 }
@@ -253,7 +274,7 @@ func (m *logBuf) upper(n uint32, width int) *logBuf {
 func (m *logBuf) dump(b []byte) *logBuf {
 	if !m.short {
 		for _, c := range b {
-			m.b = append(m.b, upperDigits[c>>4], upperDigits[c&15])
+			m.b = appendUpper(m.b, c)
 		}
 	}
 	return m
@@ -289,9 +310,10 @@ func (m *logBuf) mac(a []byte) *logBuf {
 func appendMAC(b []byte, a []byte) []byte {
 	for i, c := range a {
 		if i > 0 {
-			b = append(b, ':')
+			b = append(b, ':', hexDigits[c>>4], hexDigits[c&15])
+		} else {
+			b = append(b, hexDigits[c>>4], hexDigits[c&15])
 		}
-		b = append(b, hexDigits[c>>4], hexDigits[c&15])
 	}
 	return b
 }
@@ -314,14 +336,32 @@ func appendHex(b []byte, n uint32, width int, digits string) []byte {
 	return b
 }
 
-func appendIP4(b []byte, a []byte) []byte {
-	for i, c := range a[:4] {
-		if i > 0 {
-			b = append(b, '.')
-		}
-		b = strconv.AppendUint(b, uint64(c), 10)
+// appendDec is strconv.AppendUint, made for the small numbers that headers have.
+func appendDec(b []byte, n uint32) []byte {
+	digit := func(d uint32) byte { return '0' + byte(d%10) }
+	switch {
+	case n < 10:
+		return append(b, digit(n))
+	case n < 100:
+		return append(b, digit(n/10), digit(n))
+	case n < 1000:
+		return append(b, digit(n/100), digit(n/10), digit(n))
+	case n < 10000:
+		return append(b, digit(n/1000), digit(n/100), digit(n/10), digit(n))
+	case n < 100000:
+		return append(b, digit(n/10000), digit(n/1000), digit(n/100), digit(n/10), digit(n))
 	}
-	return b
+	return strconv.AppendUint(b, uint64(n), 10)
+}
+
+func appendUpper(b []byte, c byte) []byte { return append(b, upperDigits[c>>4], upperDigits[c&15]) }
+
+func appendIP4(b []byte, a []byte) []byte {
+	_ = a[3]
+	b = append(appendDec(b, uint32(a[0])), '.')
+	b = append(appendDec(b, uint32(a[1])), '.')
+	b = append(appendDec(b, uint32(a[2])), '.')
+	return appendDec(b, uint32(a[3]))
 }
 
 // header is skb_header_pointer: nil where the packet ends before. It is nil too
@@ -504,16 +544,29 @@ func (m *logBuf) ipv4(p *events.Packet, iphoff int) {
 		m.add("TRUNCATED")
 		return
 	}
-	m.add("SRC=").addr4(ih[12:16]).add(" DST=").addr4(ih[16:20])
-
 	// iph_totlen: a TCP packet too long for the field (BIG TCP) has 0 there.
 	totlen := int(be16(ih, 2))
 	if totlen == 0 && m.len > 0xffff {
 		totlen = m.len
 	}
 	fragOff := be16(ih, 6)
-	m.add(" LEN=").int(totlen).add(" TOS=0x").upper(uint32(ih[1]&0x1e), 2).add(" PREC=0x").upper(uint32(ih[1]&0xe0), 2)
-	m.add(" TTL=").dec(uint32(ih[8])).add(" ID=").dec16(ih, 4).add(" ")
+	if !m.short {
+		b := append(m.b, "SRC="...)
+		b = appendIP4(b, ih[12:16])
+		b = append(b, " DST="...)
+		b = appendIP4(b, ih[16:20])
+		b = append(b, " LEN="...)
+		b = appendDec(b, uint32(totlen))
+		b = append(b, " TOS=0x"...)
+		b = appendUpper(b, ih[1]&0x1e)
+		b = append(b, " PREC=0x"...)
+		b = appendUpper(b, ih[1]&0xe0)
+		b = append(b, " TTL="...)
+		b = appendDec(b, uint32(ih[8]))
+		b = append(b, " ID="...)
+		b = appendDec(b, uint32(be16(ih, 4)))
+		m.b = append(b, ' ')
+	}
 	if fragOff&0x8000 != 0 {
 		m.add("CE ")
 	}
