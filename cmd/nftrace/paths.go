@@ -16,19 +16,36 @@ type knownPath struct {
 	*symbolize.Path
 	rules    []events.Rule // without the packets
 	modifies bool          // one of them may have changed the packet
+	key      string        // in pathCache
 }
 
 // pathCache keeps the paths through one ruleset: packets of one flow take the same
 // way. The key is all that walk looks at.
-type pathCache map[string]*knownPath
+type pathCache struct {
+	all map[string]*knownPath
+	// last is, for each hook, the path that was used last: mostly it is used again.
+	last [symbolize.NumHooks]*knownPath
+}
 
-func (c pathCache) get(key []byte) *knownPath { return c[string(key)] }
+func (c *pathCache) get(hook uint8, key []byte) *knownPath {
+	if int(hook) >= len(c.last) {
+		return nil
+	}
+	k := c.last[hook]
+	if k == nil || k.key != string(key) {
+		if k = c.all[string(key)]; k != nil {
+			c.last[hook] = k
+		}
+	}
+	return k
+}
 
 func (c *pathCache) put(key []byte, p *knownPath) {
-	if *c == nil || len(*c) >= maxPaths {
-		*c = pathCache{}
+	if c.all == nil || len(c.all) >= maxPaths {
+		c.all = map[string]*knownPath{}
 	}
-	(*c)[string(key)] = p
+	p.key = string(key)
+	c.all[p.key] = p
 }
 
 // pathKey appends what tells the path of a run: where it was, what it did, and what the
@@ -42,20 +59,24 @@ func pathKey(b []byte, s *events.Step) []byte {
 		b = binary.NativeEndian.AppendUint64(b, uint64(h.Index))
 		b = binary.NativeEndian.AppendUint64(b, h.Packets)
 	}
-	info, ok := packetInfo(s)
-	if !ok {
+	p := &s.Table.Before
+	if p.Family == events.PFIPv4 && len(p.Data) >= 20 {
+		// packetInfo, without taking the header apart.
+		later := p.Data[6]&0x1f | p.Data[7]
+		b = append(b, 4, p.Data[9], min(later, 1))
+		b = append(b, p.Data[12:20]...)
+	} else if info, ok := packetInfo(s); ok {
+		src, dst := info.Src.As16(), info.Dst.As16()
+		b = append(append(append(b, 6), src[:]...), dst[:]...)
+		b = append(b, byte(info.Proto), 0)
+		if info.Frag {
+			b[len(b)-1] = 1
+		}
+	} else {
 		return append(b, 0)
 	}
-	src, dst := info.Src.As16(), info.Dst.As16()
-	b = append(append(append(b, 1), src[:]...), dst[:]...)
-	if info.Frag {
-		b = append(b, 1)
-	} else {
-		b = append(b, 0)
-	}
-	b = binary.NativeEndian.AppendUint64(b, uint64(info.Proto))
-	b = append(append(b, info.In...), 0)
-	return append(b, info.Out...)
+	b = append(append(b, s.In.Name...), 0)
+	return append(b, s.Out.Name...)
 }
 
 // known fills in the texts of the rules of a path that step s took.

@@ -235,7 +235,7 @@ func (r *resolver) table(s *events.Step, rs *ruleset) {
 		return
 	}
 	r.key = pathKey(r.key[:0], s)
-	known := rs.paths.get(r.key)
+	known := rs.paths.get(s.Hook, r.key)
 	if known == nil || !bytesFit(s, t.Hits) {
 		path, err := walk(rs.table, s, t.Hits)
 		shared := false

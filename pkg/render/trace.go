@@ -66,8 +66,9 @@ func (m *logBuf) appendTrace(b []byte, j *events.Journey) []byte {
 }
 
 func (m *logBuf) appendTable(b []byte, s *events.Step) []byte {
-	for i := range s.Table.Rules {
-		r := &s.Table.Rules[i]
+	rules := s.Table.Rules
+	for i := range rules {
+		r := &rules[i]
 		if r.Pkt == nil {
 			m.noPacket(s)
 			b = m.appendLine(b, s, r)
@@ -83,8 +84,9 @@ func (m *logBuf) appendTable(b []byte, s *events.Step) []byte {
 		if r.Pkt != m.pkt || s != m.step {
 			m.packet(s, r.Pkt)
 		}
-		if r.TracePrefix != "" && m.plain && !m.short && len(r.TracePrefix)+len(m.b) < logLineLen {
-			b = append(append(b, r.TracePrefix...), m.b...)
+		if tail := m.b; m.whole && r.TracePrefix != "" {
+			b = append(b, r.TracePrefix...)
+			b = append(b, tail...)
 		} else {
 			b = m.appendLine(b, s, r)
 		}
@@ -155,7 +157,8 @@ func (m *logBuf) reset(data []byte, n int) {
 func (m *logBuf) noPacket(s *events.Step) {
 	m.reset(nil, 0)
 	m.packetCommon(s)
-	m.step, m.pkt, m.plain = nil, nil, printable(m.b)
+	m.step, m.pkt = nil, nil
+	m.plain, m.whole = printable(m.b), false
 }
 
 // packet makes m hold what nf_log_syslog.c adds to the prefix for one packet, up to the
@@ -169,18 +172,20 @@ func (m *logBuf) packet(s *events.Step, p *events.Packet) {
 	// The rest is letters and digits.
 	m.plain = printable(m.b)
 	m.dumpPacket(s, p)
+	m.whole = m.plain && !m.short && len(m.b) < logLineLen-logPrefixLen
 	m.step, m.pkt = s, p
 }
 
-// alikeAt and alike tell whether the kernel prints two packets alike: rules of one
-// table, and tables of one hook, mostly see the same.
+// alikeAt and alike tell whether the kernel prints two packets alike: rules of one table,
+// and tables of one hook, mostly see the same.
 func alikeAt(s, t *events.Step) bool {
-	same := func(d, e *events.Device) bool { return d.Index == e.Index && d.Name == e.Name }
-	return s.PF == t.PF && same(&s.In, &t.In) && same(&s.Out, &t.Out) && same(&s.PhysIn, &t.PhysIn) && same(&s.PhysOut, &t.PhysOut)
+	// In most of those that differ, these do.
+	return s.Out.Index == t.Out.Index && s.In.Index == t.In.Index &&
+		s.PF == t.PF && s.In.Name == t.In.Name && s.Out.Name == t.Out.Name && s.PhysIn == t.PhysIn && s.PhysOut == t.PhysOut
 }
 
 func alike(p, q *events.Packet) bool {
-	return p.EtherType == q.EtherType && p.Len == q.Len && p.MACDevType == q.MACDevType && p.Mark == q.Mark &&
+	return p.Len == q.Len && p.EtherType == q.EtherType && p.MACDevType == q.MACDevType && p.Mark == q.Mark &&
 		p.HasOwner == q.HasOwner && p.UID == q.UID && p.GID == q.GID &&
 		bytes.Equal(p.Data, q.Data) && bytes.Equal(p.MAC, q.MAC)
 }
@@ -224,6 +229,7 @@ type logBuf struct {
 	step  *events.Step
 	pkt   *events.Packet
 	plain bool // printable
+	whole bool // fits behind any TracePrefix as it is
 }
 
 // add, dec, hex, addr4 … are nf_log_buf_add with one conversion each: they return m,
@@ -308,14 +314,10 @@ func (m *logBuf) mac(a []byte) *logBuf {
 }
 
 func appendMAC(b []byte, a []byte) []byte {
-	for i, c := range a {
-		if i > 0 {
-			b = append(b, ':', hexDigits[c>>4], hexDigits[c&15])
-		} else {
-			b = append(b, hexDigits[c>>4], hexDigits[c&15])
-		}
+	for _, c := range a {
+		b = append(b, hexDigits[c>>4], hexDigits[c&15], ':')
 	}
-	return b
+	return b[:max(len(b)-1, 0)]
 }
 
 const upperDigits = "0123456789ABCDEF"
@@ -357,12 +359,24 @@ func appendDec(b []byte, n uint32) []byte {
 func appendUpper(b []byte, c byte) []byte { return append(b, upperDigits[c>>4], upperDigits[c&15]) }
 
 func appendIP4(b []byte, a []byte) []byte {
-	_ = a[3]
-	b = append(appendDec(b, uint32(a[0])), '.')
-	b = append(appendDec(b, uint32(a[1])), '.')
-	b = append(appendDec(b, uint32(a[2])), '.')
-	return appendDec(b, uint32(a[3]))
+	for _, c := range a[:4] {
+		d := &dottedBytes[c]
+		b = append(b, d.text[0], d.text[1], d.text[2], d.text[3])
+		b = b[:len(b)-4+d.len]
+	}
+	return b[:len(b)-1]
 }
+
+// dottedBytes are the numbers of an address, each with the dot behind it.
+var dottedBytes = func() (all [256]struct {
+	text [4]byte
+	len  int
+}) {
+	for i := range all {
+		all[i].len = copy(all[i].text[:], strconv.Itoa(i)+".")
+	}
+	return all
+}()
 
 // header is skb_header_pointer: nil where the packet ends before. It is nil too
 // where only the capture does; nothing that is then said gets printed.
@@ -478,8 +492,7 @@ func (m *logBuf) tcp(fragment bool, off int) bool {
 		m.add("INCOMPLETE [").dec(m.left(off)).add(" bytes] ")
 		return true
 	}
-	m.add("SPT=").dec16(th, 0).add(" DPT=").dec16(th, 2)
-	m.add(" SEQ=").dec(be32(th, 4)).add(" ACK=").dec(be32(th, 8))
+	m.ports(th).add(" SEQ=").dec(be32(th, 4)).add(" ACK=").dec(be32(th, 8))
 	m.add(" WINDOW=").dec16(th, 14)
 	m.add(" RES=0x").hex(be32(th, 12)&0x0f000000>>22, 2).add(" ")
 	for _, f := range []struct {
@@ -503,6 +516,17 @@ func (m *logBuf) tcp(fragment bool, off int) bool {
 	return false
 }
 
+// ports prints what the headers of TCP and UDP begin with.
+func (m *logBuf) ports(h []byte) *logBuf {
+	if !m.short {
+		b := append(m.b, "SPT="...)
+		b = appendDec(b, uint32(be16(h, 0)))
+		b = append(b, " DPT="...)
+		m.b = appendDec(b, uint32(be16(h, 2)))
+	}
+	return m
+}
+
 // udp is nf_log_dump_udp_header; true ends the packet's dump.
 func (m *logBuf) udp(proto byte, fragment bool, off int) bool {
 	if proto == protoUDP {
@@ -518,7 +542,7 @@ func (m *logBuf) udp(proto byte, fragment bool, off int) bool {
 		m.add("INCOMPLETE [").dec(m.left(off)).add(" bytes] ")
 		return true
 	}
-	m.add("SPT=").dec16(uh, 0).add(" DPT=").dec16(uh, 2).add(" LEN=").dec16(uh, 4).add(" ")
+	m.ports(uh).add(" LEN=").dec16(uh, 4).add(" ")
 	return false
 }
 
