@@ -165,6 +165,7 @@ func (m *logBuf) noPacket(s *events.Step) {
 // end of the captured bytes: short is set where the kernel had more to say.
 func (m *logBuf) packet(s *events.Step, p *events.Packet) {
 	if m.pkt != nil && alikeAt(m.step, s) && alike(m.pkt, p) {
+		m.step, m.pkt = s, p
 		return
 	}
 	m.reset(p.Data, p.Len)
