@@ -144,6 +144,59 @@ func Compare(kernel, tool []string) error {
 	return nil
 }
 
+// SameOwners returns the tool's lines, of which those that differ from a missing one of the
+// kernel's in nothing but the receiver (UID and GID of a packet at PREROUTING or INPUT)
+// are replaced by the kernel's, and their number.
+//
+// Early demultiplexing gives a received packet its socket. A task on another CPU that
+// accepts the connection, or closes it, between the tool's look at the packet and the
+// kernel's gives or takes the owner; both are right. On one CPU this cannot be.
+func SameOwners(kernel, tool []string) ([]string, int) {
+	missing := map[string][]string{} // by the text without the owner
+	for _, s := range kernel {
+		if text, ok := withoutReceiver(s); ok {
+			missing[text] = append(missing[text], s)
+		}
+	}
+	trim := func(s string) string { return strings.TrimRight(s, " \t\r\n") }
+	same := slices.Clone(tool)
+	var differ []int
+	for i, s := range tool {
+		text, ok := withoutReceiver(s)
+		if !ok {
+			continue
+		}
+		k := slices.IndexFunc(missing[text], func(line string) bool { return trim(line) == trim(s) })
+		if k < 0 {
+			differ = append(differ, i)
+			continue
+		}
+		missing[text] = slices.Delete(missing[text], k, k+1)
+	}
+	n := 0
+	for _, i := range differ {
+		text, _ := withoutReceiver(tool[i])
+		if left := missing[text]; len(left) > 0 {
+			same[i], missing[text] = left[0], left[1:]
+			n++
+		}
+	}
+	return same, n
+}
+
+// withoutReceiver cuts the owner off a line of a received packet.
+func withoutReceiver(s string) (text string, ok bool) {
+	l, err := ParseLine(s)
+	if err != nil {
+		return "", false
+	}
+	fields := strings.SplitN(l.Rule, ":", 3)
+	received := len(fields) == 3 && !strings.Contains(l.Text, " IN= ") &&
+		(fields[1] == "PREROUTING" || fields[1] == "INPUT" || strings.Contains(l.Text, " OUT= "))
+	text, _, _ = strings.Cut(l.Text, " UID=")
+	return text, received
+}
+
 func parseAll(who string, lines []string) ([]Line, error) {
 	var out []Line
 	for _, s := range lines {

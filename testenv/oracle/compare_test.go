@@ -163,3 +163,29 @@ func TestMixed(t *testing.T) {
 		}
 	}
 }
+
+func TestSameOwners(t *testing.T) {
+	const in = "TRACE: filter:INPUT:policy:1 IN=eth0 OUT= SRC=10.0.0.1 DST=10.0.0.2 PROTO=TCP SPT=1 DPT=2"
+	const out = "TRACE: filter:OUTPUT:policy:1 IN= OUT=eth0 SRC=10.0.0.2 DST=10.0.0.1 PROTO=TCP SPT=2 DPT=1"
+	const owner = " UID=0 GID=0"
+	for _, tt := range []struct {
+		name         string
+		kernel, tool []string
+		want         []string
+		n            int
+	}{
+		{"accepted meanwhile", []string{in + owner}, []string{in}, []string{in + owner}, 1},
+		{"closed meanwhile", []string{in}, []string{in + owner}, []string{in}, 1},
+		{"the same", []string{in, in + owner}, []string{in + owner, in}, []string{in + owner, in}, 0},
+		{"a sender's owner", []string{out + owner}, []string{out}, []string{out}, 0},
+		{"another line", []string{in + owner}, []string{in + " X"}, []string{in + " X"}, 0},
+		{"one too many", []string{in}, []string{in, in + owner}, []string{in, in + owner}, 0},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			got, n := SameOwners(tt.kernel, tt.tool)
+			if !slices.Equal(got, tt.want) || n != tt.n {
+				t.Errorf("%q, %d; want %q, %d", got, n, tt.want, tt.n)
+			}
+		})
+	}
+}
