@@ -15,7 +15,7 @@ func header(raw []byte) (*bpf.NftraceRecHdr, error) {
 }
 
 // view lays T over the first bytes of a record, of which at least min must be there.
-// The ring buffer aligns records to 8 bytes; ReadInto copies them to memory of its own.
+// The ring buffer aligns records to 8 bytes.
 func view[T any](raw []byte, min uintptr) (*T, error) {
 	if uintptr(len(raw)) < min {
 		return nil, tooShort(raw, min)

@@ -14,7 +14,6 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/link"
-	"github.com/cilium/ebpf/ringbuf"
 	"golang.org/x/sys/unix"
 
 	"github.com/nftrace/nftrace/bpf"
@@ -84,12 +83,10 @@ var groups = []group{
 // Tracer is a set of attached probes. Its methods, but for Close and Stop, are to be
 // called from one goroutine.
 type Tracer struct {
-	spec     *ebpf.CollectionSpec
-	maps     map[string]*ebpf.Map
-	vars     map[string]*ebpf.Variable
-	reader   *ringbuf.Reader
-	rec      ringbuf.Record
-	deadline time.Time
+	spec *ebpf.CollectionSpec
+	maps map[string]*ebpf.Map
+	vars map[string]*ebpf.Variable
+	ring *ring
 
 	// undisturbed is set where probes of tasks are not preempted (bpf_preempt_disable).
 	undisturbed bool
@@ -232,7 +229,7 @@ func (t *Tracer) start(o Options) error {
 			return fmt.Errorf("more addresses than the filter has room for: %w", err)
 		}
 	}
-	if t.reader, err = ringbuf.NewReader(t.maps[bpf.NftraceMapRecords]); err != nil {
+	if t.ring, err = newRing(t.maps[bpf.NftraceMapRecords]); err != nil {
 		return fmt.Errorf("read the ring buffer: %w", err)
 	}
 	if err := t.setSymbols(); err != nil {
@@ -386,14 +383,7 @@ func (t *Tracer) AttachModules() ([]string, error) {
 // returns os.ErrDeadlineExceeded; the kernel does not wake the reader for each record.
 // The bytes are valid until the next call.
 func (t *Tracer) Read(deadline time.Time) ([]byte, error) {
-	if !deadline.Equal(t.deadline) {
-		t.reader.SetDeadline(deadline)
-		t.deadline = deadline
-	}
-	if err := t.reader.ReadInto(&t.rec); err != nil {
-		return nil, err
-	}
-	return t.rec.RawSample, nil
+	return t.ring.read(deadline)
 }
 
 // Lookup runs read, which asks the kernel for one table's entries (from this
@@ -492,8 +482,8 @@ func (t *Tracer) Close() error {
 		err = errors.Join(err, <-errs)
 	}
 	clear(t.links)
-	if t.reader != nil {
-		err = errors.Join(err, t.reader.Close())
+	if t.ring != nil {
+		err = errors.Join(err, t.ring.close())
 	}
 	for _, c := range t.colls {
 		c.Close()
