@@ -182,13 +182,13 @@ func (r *resolver) readTexts(rs *ruleset) []string {
 
 // journey fills in all names of a journey.
 func (r *resolver) journey(j *events.Journey) {
+	netns, name := uint32(0), ""
 	for i := range j.Steps {
 		s := &j.Steps[i]
-		if i > 0 && s.Netns == j.Steps[i-1].Netns {
-			s.NetnsName = j.Steps[i-1].NetnsName
-		} else {
-			s.NetnsName = r.netns(s.Netns)
+		if s.Netns != netns {
+			netns, name = s.Netns, r.netns(s.Netns)
 		}
+		s.NetnsName = name
 		if s.Kind != events.StepTable {
 			continue
 		}

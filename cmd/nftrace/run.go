@@ -274,12 +274,13 @@ func (s *session) read(until time.Time) (empty bool, err error) {
 	for !s.full {
 		raw, err := s.tracer.Read(until)
 		switch {
+		case err == nil:
 		case errors.Is(err, os.ErrDeadlineExceeded):
 			if err := s.print(s.asm.Idle(monotonic())); err != nil {
 				return false, err
 			}
 			return true, s.flush()
-		case err != nil:
+		default:
 			return false, fmt.Errorf("read records: %w", err)
 		}
 		if err := s.record(raw); err != nil {
@@ -301,6 +302,9 @@ func (s *session) record(raw []byte) error {
 	done, err := s.asm.Add(raw)
 	if err != nil {
 		s.say.detail("%v", err)
+	}
+	if len(done) == 0 {
+		return nil
 	}
 	return s.print(done)
 }

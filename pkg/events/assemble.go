@@ -17,9 +17,6 @@ const settle = 20 * time.Millisecond
 // usualSteps is room for the steps of a packet that is forwarded through all tables.
 const usualSteps = 20
 
-// usualMemory is room for the bytes of such a packet, as its tables got them.
-const usualMemory = 1024
-
 // seqAfterEnd is the sequence number of records that come after the end.
 const seqAfterEnd = ^uint32(0)
 
@@ -75,7 +72,7 @@ type ifaceKey struct {
 // draft is a journey that is not complete.
 type draft struct {
 	j       Journey
-	mem     memory // of the journey's packets
+	first   bpf.NftracePkt // j.First
 	nextSeq uint32
 	// natOpen is set where natBefore, what the packet was before NAT, waits for the after.
 	natOpen   bool
@@ -194,7 +191,7 @@ func (a *Assembler) reuse() {
 				a.nats = append(a.nats, s.NAT)
 			}
 		}
-		*d = draft{j: Journey{Steps: d.j.Steps[:0]}, mem: d.mem[:0]}
+		*d = draft{j: Journey{Steps: d.j.Steps[:0]}}
 	}
 	a.spare = append(a.spare, a.given...)
 	a.given, a.done = a.given[:0], a.done[:0]
@@ -204,7 +201,7 @@ func (a *Assembler) newDraft() *draft {
 	if d := pop(&a.spare); d != nil {
 		return d
 	}
-	return &draft{j: Journey{Steps: make([]Step, 0, usualSteps)}, mem: make(memory, 0, usualMemory)}
+	return &draft{j: Journey{Steps: make([]Step, 0, usualSteps)}}
 }
 
 // pop takes the last of a list, or returns nil if there is none.
@@ -218,11 +215,9 @@ func pop[T any](list *[]*T) *T {
 	return last
 }
 
+// draft finds the draft that a record belongs to, if there is one or it can begin one.
 func (a *Assembler) draft(h *bpf.NftraceRecHdr) *draft {
-	d := a.last
-	if d == nil || d.j.ID != h.Jid {
-		d = a.open[h.Jid]
-	}
+	d := a.open[h.Jid]
 	if d == nil {
 		if h.Seq == seqAfterEnd {
 			return nil // the journey was handed out; a hook far up returned
@@ -236,12 +231,6 @@ func (a *Assembler) draft(h *bpf.NftraceRecHdr) *draft {
 		a.open[h.Jid] = d
 	}
 	a.last = d
-	if h.Seq != seqAfterEnd {
-		if h.Seq > d.nextSeq {
-			d.j.Lost += uint64(h.Seq - d.nextSeq)
-		}
-		d.nextSeq = h.Seq + 1
-	}
 	return d
 }
 
@@ -262,12 +251,20 @@ func (a *Assembler) record(h *bpf.NftraceRecHdr, raw []byte) error {
 	if typ == bpf.NftraceRecTypeREC_FOREIGN {
 		return a.table(nil, h, raw)
 	}
-	d := a.draft(h)
-	if d == nil {
-		return nil
+	d := a.last
+	if d == nil || d.j.ID != h.Jid {
+		if d = a.draft(h); d == nil {
+			return nil
+		}
 	}
-	if h.Flags&uint32(bpf.NftraceRecFlagREC_F_TENTATIVE) == 0 && h.Seq != seqAfterEnd {
-		d.matched = true
+	if h.Seq != seqAfterEnd {
+		if h.Seq > d.nextSeq {
+			d.j.Lost += uint64(h.Seq - d.nextSeq)
+		}
+		d.nextSeq = h.Seq + 1
+		if h.Flags&uint32(bpf.NftraceRecFlagREC_F_TENTATIVE) == 0 {
+			d.matched = true
+		}
 	}
 	if h.Flags&uint32(bpf.NftraceRecFlagREC_F_HOLE) != 0 {
 		d.j.Lost++
@@ -278,7 +275,8 @@ func (a *Assembler) record(h *bpf.NftraceRecHdr, raw []byte) error {
 		if err != nil {
 			return err
 		}
-		d.mem.keepPacket(&d.j.First, &r.Pkt)
+		d.first = r.Pkt
+		readPacket(&d.j.First, &d.first)
 		// It is no step, but may name devices of which others know the index only.
 		begin := Step{Netns: h.Netns}
 		a.place(&begin, &r.Place)
@@ -301,8 +299,8 @@ func (a *Assembler) record(h *bpf.NftraceRecHdr, raw []byte) error {
 			return err
 		}
 		if n := len(d.j.Steps); n > 0 && d.j.Steps[n-1].Table != nil {
-			// Not in d.mem: who keeps the run keeps this.
-			newMemory().keepPacket(&d.j.Steps[n-1].Table.After, &r.Pkt)
+			after := r.Pkt
+			readPacket(&d.j.Steps[n-1].Table.After, &after)
 		}
 	case bpf.NftraceRecTypeREC_NAT:
 		r, err := recNAT(raw)
@@ -376,7 +374,12 @@ func (a *Assembler) table(d *draft, h *bpf.NftraceRecHdr, raw []byte) error {
 	a.place(s, &r.Place)
 	has := func(f bpf.NftraceRecFlag) bool { return h.Flags&uint32(f) != 0 }
 	alone := has(bpf.NftraceRecFlagREC_F_ATOMIC)
-	t, mem := a.runAndMemory(d, alone)
+	var t *TableRun
+	if alone {
+		t = a.newRun()
+	} else {
+		t = &TableRun{} // OnRun may keep it
+	}
 	hits, rules := t.Hits[:0], t.Rules[:0]
 	*t = TableRun{} // as in step
 	t.Name, t.ID, t.Entry = a.tableName(&r.Table), TableID{Private: r.Private, Gen: r.Gen}, ns(r.EntryTs)
@@ -386,7 +389,8 @@ func (a *Assembler) table(d *draft, h *bpf.NftraceRecHdr, raw []byte) error {
 		hit := &r.Hits[i]
 		t.Hits = append(t.Hits, Hit{Index: int(hit.Index), Packets: uint64(hit.Packets), Bytes: hit.Bytes})
 	}
-	mem.keepPacket(&t.Before, &r.Before)
+	t.before = r.Before
+	readPacket(&t.Before, &t.before)
 	if has(bpf.NftraceRecFlagREC_F_ALIVE) {
 		t.After = t.Before
 	}
@@ -401,16 +405,11 @@ func (a *Assembler) table(d *draft, h *bpf.NftraceRecHdr, raw []byte) error {
 	return nil
 }
 
-// runAndMemory returns where a run and its packets are to be kept: with the draft, unless
-// OnRun may keep them.
-func (a *Assembler) runAndMemory(d *draft, alone bool) (*TableRun, *memory) {
-	if !alone {
-		return &TableRun{}, newMemory()
-	}
+func (a *Assembler) newRun() *TableRun {
 	if t := pop(&a.runs); t != nil {
-		return t, &d.mem
+		return t
 	}
-	return &TableRun{}, &d.mem
+	return &TableRun{}
 }
 
 // unusable are the causes why the counters of a run cannot be used at all.

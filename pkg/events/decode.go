@@ -11,7 +11,10 @@ import (
 
 // header returns the header of a record.
 func header(raw []byte) (*bpf.NftraceRecHdr, error) {
-	return view[bpf.NftraceRecHdr](raw, unsafe.Sizeof(bpf.NftraceRecHdr{}))
+	if uintptr(len(raw)) < unsafe.Sizeof(bpf.NftraceRecHdr{}) {
+		return nil, tooShort(raw, unsafe.Sizeof(bpf.NftraceRecHdr{}))
+	}
+	return (*bpf.NftraceRecHdr)(unsafe.Pointer(unsafe.SliceData(raw))), nil
 }
 
 // view lays T over the first bytes of a record, of which at least min must be there.
@@ -112,20 +115,22 @@ func (a *Assembler) deviceName(netns uint32, index int) string {
 	return a.names[ifaceKey{netns, index}]
 }
 
-// knownTable is the name of a table as records have it, and as a string.
+// knownTable is the name of a table as records have it, in words that are compared at
+// once, and as a string.
 type knownTable struct {
-	raw  [32]int8
+	raw  [4]uint64
 	name string
 }
 
 // tableName is the name of a table; there are few.
-func (a *Assembler) tableName(raw *[32]int8) string {
+func (a *Assembler) tableName(name *[32]int8) string {
+	raw := *(*[4]uint64)(unsafe.Pointer(name))
 	for i := range a.tables {
-		if k := &a.tables[i]; k.raw == *raw {
+		if k := &a.tables[i]; k.raw == raw {
 			return k.name
 		}
 	}
-	k := knownTable{raw: *raw, name: string(cBytes(raw[:]))}
+	k := knownTable{raw: raw, name: string(cBytes(name[:]))}
 	a.tables = append(a.tables, k)
 	return k.name
 }
@@ -143,31 +148,7 @@ var ctStates = [8]struct {
 	7: {"UNTRACKED", false},
 }
 
-// memory keeps bytes of records, which are valid for a moment only.
-type memory []byte
-
-// newMemory has room for one packet.
-func newMemory() *memory {
-	m := make(memory, 0, unsafe.Sizeof(bpf.NftracePkt{}))
-	return &m
-}
-
-func (m *memory) keep(b []byte) []byte {
-	n := len(*m)
-	*m = append(*m, b...)
-	return (*m)[n:len(*m):len(*m)]
-}
-
-// keepPacket reads a packet whose bytes stay in m.
-func (m *memory) keepPacket(to *Packet, p *bpf.NftracePkt) {
-	readPacket(to, p)
-	to.Data = m.keep(to.Data)
-	if to.MAC != nil {
-		to.MAC = m.keep(to.MAC)
-	}
-}
-
-// readPacket reads a packet whose bytes are p's own.
+// readPacket reads a packet, of whose bytes it keeps slices.
 func readPacket(to *Packet, p *bpf.NftracePkt) {
 	*to = Packet{}
 	to.EtherType, to.Len = p.Ethertype, int(p.Len)

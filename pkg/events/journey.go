@@ -3,6 +3,8 @@ package events
 import (
 	"net/netip"
 	"time"
+
+	"github.com/nftrace/nftrace/bpf"
 )
 
 // Netfilter verdicts (include/uapi/linux/netfilter.h).
@@ -157,7 +159,8 @@ type TableRun struct {
 	// of Rules (it found the packet malformed); it says, in words, which it can be.
 	Hotdrop string
 
-	kept bool // by whoever was told of it with OnRun
+	before bpf.NftracePkt // Before
+	kept   bool           // by whoever was told of it with OnRun
 }
 
 // TableID identifies one generation of one table.
