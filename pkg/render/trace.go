@@ -264,15 +264,7 @@ func (m *logBuf) dec16(b []byte, off int) *logBuf { return m.dec(uint32(be16(b, 
 // hex prints as %0*x.
 func (m *logBuf) hex(n uint32, width int) *logBuf {
 	if !m.short {
-		m.b = appendHex(m.b, n, width, hexDigits)
-	}
-	return m
-}
-
-// upper prints as %0*X.
-func (m *logBuf) upper(n uint32, width int) *logBuf {
-	if !m.short {
-		m.b = appendHex(m.b, n, width, upperDigits)
+		m.b = appendHex(m.b, n, width)
 	}
 	return m
 }
@@ -323,7 +315,7 @@ func appendMAC(b []byte, a []byte) []byte {
 
 const upperDigits = "0123456789ABCDEF"
 
-func appendHex(b []byte, n uint32, width int, digits string) []byte {
+func appendHex(b []byte, n uint32, width int) []byte {
 	for w := 1; w < 8; w++ {
 		if n>>(4*w) == 0 {
 			width = max(width, w)
@@ -334,7 +326,7 @@ func appendHex(b []byte, n uint32, width int, digits string) []byte {
 		}
 	}
 	for i := width - 1; i >= 0; i-- {
-		b = append(b, digits[n>>(4*i)&15])
+		b = append(b, hexDigits[n>>(4*i)&15])
 	}
 	return b
 }
