@@ -44,8 +44,8 @@ static __always_inline void *this_cpu(u64 off)
 }
 
 /*
- * Whether bottom halves are off here, so that nothing else can run on this CPU
- * until the function under the probe returns (include/linux/preempt.h).
+ * Whether this runs in a softirq (or an interrupt), not for the task that is current
+ * (include/linux/preempt.h:in_serving_softirq).
  *
  * x86 keeps the count in a per-CPU variable: __preempt_count, from 64701838bf05
  * ("x86/percpu: Move preempt_count next to current_task", 6.2) to 46e8fff6d45f
@@ -64,9 +64,9 @@ struct task_struct___arm64 {
 	struct thread_info___arm64 thread_info;
 } __attribute__((preserve_access_index));
 
-#define SOFTIRQ_HARDIRQ_NMI_MASK 0x00ffff00
+#define SERVING_SOFTIRQ_HARDIRQ_NMI 0x00ff0100
 
-static __always_inline bool bh_off(void)
+static __always_inline bool in_softirq(void)
 {
 	u32 count = 0;
 
@@ -86,7 +86,7 @@ static __always_inline bool bh_off(void)
 		if (bpf_core_field_exists(t->thread_info.preempt.count))
 			count = BPF_CORE_READ(t, thread_info.preempt.count);
 	}
-	return count & SOFTIRQ_HARDIRQ_NMI_MASK;
+	return count & SERVING_SOFTIRQ_HARDIRQ_NMI;
 }
 
 #endif

@@ -7,23 +7,21 @@
 #define NFTRACE_EVENT_H
 
 enum rec_type {
-	REC_START = 1,	 /* rec_hook: a journey begins, before the hook */
-	REC_HOOK = 2,	 /* rec_hook: nf_hook_slow returned */
-	REC_TABLE = 3,	 /* rec_table: a table's run ended */
-	REC_NAT = 4,	 /* rec_nat: before and after nf_nat_manip_pkt */
-	REC_BRIDGE = 5,	 /* rec_dev: br_forward chose a port */
-	REC_XMIT = 6,	 /* rec_dev: __dev_queue_xmit */
-	REC_DELIVER = 7, /* rec_dev: handed to the local protocol */
+	REC_HOOK = 1,	/* rec_hook: a call of nf_hook_slow, or a part of it */
+	REC_AFTER = 2,	/* rec_pkt: the packet behind the hook, where it changed
+			  * there; follows its REC_HOOK */
+	REC_NAT = 3,	/* rec_nat: nf_nat_manip_pkt was called within the hook
+			  * whose part came before; another part follows */
+	REC_BRIDGE = 4, /* rec_dev: br_forward chose a port */
+	REC_XMIT = 5,	/* rec_dev: __dev_queue_xmit */
+	REC_DELIVER = 6, /* rec_dev: handed to the local protocol */
+	REC_DROP = 7,	 /* rec_hdr: nf_hook_slow dropped it */
 	REC_END = 8,	 /* rec_hdr: the skb's life ended */
-	REC_AFTER = 10,	 /* rec_pkt: the packet as the table left it, where the
-			  * table changed it; follows its REC_TABLE */
-	REC_FOREIGN = 9, /* rec_table: a run of an untraced packet that
-			  * overlapped with a traced one on the same CPU */
 };
 
 struct rec_hdr {
 	__u64 ts;  /* CLOCK_MONOTONIC, ns */
-	__u64 jid; /* the journey; 0 in REC_FOREIGN */
+	__u64 jid; /* the journey */
 	__u32 seq; /* number of this record within the journey, from 0 */
 	__u32 netns;
 	__u16 type; /* enum rec_type */
@@ -32,25 +30,19 @@ struct rec_hdr {
 };
 
 enum rec_flag {
-	/* Of rec_table. */
-	REC_F_ALIVE = 0x0001,	     /* the packet left the table alive */
-	REC_F_TORN = 0x0002,	     /* a run on this CPU fell into a copy */
-	REC_F_MIGRATED = 0x0004,     /* entry and exit on different CPUs */
-	REC_F_REPLACED = 0x0008,     /* the table was replaced meanwhile */
-	REC_F_NOTABLE = 0x0010,	     /* more entries than there is room for */
-	REC_F_TOOMANY = 0x0040,	     /* more rules matched than MAX_HITS */
-	REC_F_MISSED_ENTRY = 0x0080, /* the entry probe was skipped */
-	REC_F_ATOMIC = 0x0200,	     /* bottom halves were off throughout */
-	REC_F_SHARED = 0x0400,	     /* others ran between entry and exit */
-	REC_F_FAULT = 0x0800,	     /* counters could not be read */
-	/* Of rec_nat. */
-	REC_F_NAT_AFTER = 0x1000, /* the packet after the rewrite */
-	/* Of every record of a journey. */
-	REC_F_HOLE = 0x8000,	  /* a table's run before it was not recorded */
-	REC_F_TENTATIVE = 0x4000, /* the filter has not matched yet */
-	/* Of REC_START. */
+	/* Of REC_HOOK: why its tables cannot be told. */
+	REC_F_TORN = 0x0001,	 /* others ran through the tables unseen */
+	REC_F_REPLACED = 0x0002, /* a table was replaced meanwhile */
+	REC_F_NOTABLE = 0x0004,	 /* more entries than there is room for */
+	REC_F_TOOMANY = 0x0008,	 /* more rules matched than MAX_HITS */
+	REC_F_FAULT = 0x0010,	 /* counters could not be read */
+	/* Of REC_HOOK. */
+	REC_F_UNCOUNTED = 0x0020, /* within another's run: runs says nothing */
+	/* Of the REC_HOOK that is the first record of its journey. */
 	REC_F_LATE =
 		0x2000, /* it passed hooks before at which it did not match */
+	/* Of every record of a journey. */
+	REC_F_TENTATIVE = 0x4000, /* the filter has not matched yet */
 };
 
 struct dev {
@@ -93,14 +85,6 @@ struct place {
 	__u16 pad;
 };
 
-struct rec_hook {
-	struct rec_hdr hdr;
-	struct place place;
-	__s32 ret; /* nf_hook_slow: 1 accept, <0 errno, 0 stolen or queued */
-	__u32 pad;
-	struct pkt pkt; /* REC_START only */
-};
-
 struct rec_dev {
 	struct rec_hdr hdr;
 	struct dev dev;
@@ -112,13 +96,6 @@ struct rec_nat {
 	__u8 manip; /* enum nf_nat_manip_type: 0 source, 1 destination */
 	__u8 dir;   /* enum ip_conntrack_dir */
 	__u16 pad[3];
-	struct pkt pkt;
-};
-
-struct hit {
-	__u32 index;   /* of the entry in the table, from 0 */
-	__u32 packets; /* by how much the counters grew */
-	__u64 bytes;
 };
 
 struct rec_pkt {
@@ -126,27 +103,50 @@ struct rec_pkt {
 	struct pkt pkt;
 };
 
-#define MAX_HITS 1024
-
-struct rec_table {
-	struct rec_hdr hdr;
-	struct place place;
+/* A legacy table that a hook can run through. */
+struct hook_table {
 	__u64 private; /* struct xt_table_info * */
 	__u64 gen;     /* tells tables at one address apart */
+	char name[8];  /* "filter"; all that there are have at most 8 letters */
+};
+
+#define MAX_TABLES 6
+
+/* A rule's counters grew. */
+struct hit {
+	__u32 index; /* of the entry in the table, from 0 */
+	__u16 table; /* index into rec_hook.tables */
+	__u16 packets;
+	__u64 bytes;
+};
+
+#define MAX_HITS 512
+
+/*
+ * What happened to a packet in a call of nf_hook_slow. It is sent when the packet
+ * appears elsewhere, or is known to be gone; what comes next in the journey tells the
+ * hook's verdict. nf_nat_manip_pkt, which changes the packet in the midst of
+ * the call, divides it in parts.
+ */
+struct rec_hook {
+	struct rec_hdr hdr;
 	__u64 entry_ts;
-	__u32 verdict;
-	__u32 nhits;
-	char table[32];
+	struct place place;
+	__u32 ntables; /* in tables; 0: the record ends before nhits */
+	/* At the call; behind REC_NAT, where the part ended. Without tables only the
+	 * first record of a journey and those behind REC_NAT have it. */
 	struct pkt before;
-	struct hit hits[MAX_HITS]; /* nhits of them are sent */
+	__u32 nhits;
+	__u32 runs; /* tables that were run through (xt_recseq) */
+	struct hook_table tables[MAX_TABLES];
+	struct hit hits[MAX_HITS]; /* nhits of them are sent, in no order */
 };
 
 /* Per-CPU counts of everything that was not recorded, by cause. */
 enum loss {
-	LOSS_RINGBUF,	  /* the ring buffer was full: a record is lost */
-	LOSS_JOURNEYS,	  /* too many packets under way: one was not followed */
-	LOSS_SLOTS,	  /* too many table runs open on a CPU */
-	LOSS_EXIT_MISSED, /* a table's run without its exit */
+	LOSS_RINGBUF,  /* the ring buffer was full: a record is lost */
+	LOSS_JOURNEYS, /* too many packets under way: one was not followed */
+	LOSS_FRAMES,   /* too many calls of hooks open on a CPU */
 	LOSS_MAX,
 };
 

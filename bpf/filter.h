@@ -56,8 +56,44 @@ static __always_inline bool is_local(struct sk_buff *skb)
 }
 
 /*
- * Whether a packet at this hook cannot look different from what it was at a hook
- * before: then it did not match there, and need not be looked at again.
+ * Whether anything is registered at a family's PREROUTING (or OUTPUT): then all packets
+ * that were received (or sent) pass nf_hook_slow there (include/net/netns/netfilter.h).
+ */
+static __always_inline bool first_hook_in_use(struct net *net, u8 pf, bool sent)
+{
+	if (pf == NFPROTO_IPV4)
+		return sent ? net->nf.hooks_ipv4[NF_INET_LOCAL_OUT] :
+			      net->nf.hooks_ipv4[NF_INET_PRE_ROUTING];
+	if (pf == NFPROTO_IPV6)
+		return sent ? net->nf.hooks_ipv6[NF_INET_LOCAL_OUT] :
+			      net->nf.hooks_ipv6[NF_INET_PRE_ROUTING];
+	if (pf == NFPROTO_BRIDGE && bpf_core_field_exists(net->nf.hooks_bridge))
+		return sent ? net->nf.hooks_bridge[NF_INET_LOCAL_OUT] :
+			      net->nf.hooks_bridge[NF_INET_PRE_ROUTING];
+	return false;
+}
+
+/*
+ * Whether a packet at PREROUTING has been there before: br_netfilter leads it through while
+ * it is in the bridge, and if it is for the host, it comes again.
+ */
+static __always_inline bool came_up_bridge(struct sk_buff *skb)
+{
+	struct nf_bridge_info *nb;
+	struct skb_ext *ext;
+
+	if (!(skb->active_extensions & (1 << SKB_EXT_BRIDGE_NF)))
+		return false;
+	ext = skb->extensions;
+	nb = (void *)ext + ((u32)ext->offset[0] << 3);
+	return !BPF_CORE_READ_BITFIELD_PROBED(nb, in_prerouting);
+}
+
+/*
+ * Whether a packet that is not followed was looked at before on its way through this
+ * namespace, and would be no other now: NAT may have changed its addresses, but if the
+ * filter looks at nothing else, the first packet of its flow was followed to see what
+ * becomes of it (MATCH_MAYBE).
  */
 static __always_inline bool seen_before(struct sk_buff *skb,
 					struct nf_hook_state *state)
@@ -65,11 +101,26 @@ static __always_inline bool seen_before(struct sk_buff *skb,
 	u8 pf = state->pf, hook = state->hook;
 
 	/* Without a filter it is a copy of a packet that is followed. */
-	if ((!use_expr && !use_places) || is_local(skb))
+	if (!use_expr && !use_places)
 		return false;
-	/* FORWARD or the bridge's OUTPUT came before; SNAT comes at the end. */
-	return hook == NF_INET_POST_ROUTING ||
-	       (pf == NFPROTO_BRIDGE && hook == NF_INET_LOCAL_IN);
+	/* A clone (of a packet that is flooded) has passed no hook itself. */
+	if (hook == NF_INET_LOCAL_OUT || BPF_CORE_READ_BITFIELD(skb, cloned))
+		return false;
+	if (pf == NFPROTO_BRIDGE) {
+		if (hook == NF_INET_POST_ROUTING)
+			return !is_local(skb);
+		/*
+		 * The bridge's own PREROUTING does not run in nf_hook_slow, but for
+		 * what br_netfilter brings back from IP's.
+		 */
+		return !use_ifaces &&
+		       skb->active_extensions & (1 << SKB_EXT_BRIDGE_NF);
+	}
+	if (hook == NF_INET_PRE_ROUTING)
+		return !use_ifaces && came_up_bridge(skb);
+	if (use_nat && use_detail)
+		return false;
+	return first_hook_in_use(state->net, pf, is_local(skb));
 }
 
 enum match {
@@ -77,6 +128,25 @@ enum match {
 	MATCH_MAYBE, /* not yet: follow it, for it may match further on */
 	MATCH_YES,
 };
+
+/*
+ * What match() decided, in a map's memory: there the verifier forgets on which of its many
+ * ways it came to be, and follows the code behind but once.
+ */
+struct decision {
+	u64 flow; /* MATCH_MAYBE: the flow's hash */
+	u32 match;
+	u32 first; /* a journey begins */
+	u32 flags; /* REC_F_LATE */
+	u32 pad;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 2);
+	__type(key, u32);
+	__type(value, struct decision);
+} decisions SEC(".maps");
 
 #define OTHER_FLOW_NS 1000000000ULL
 
@@ -115,43 +185,47 @@ static __always_inline struct other_flow *other_flow(u64 hash)
  * followed tentatively from its first hook on. If the filter never matched it,
  * packets of the same flow are left alone for a second (other_flows).
  */
-static __always_inline enum match match(struct sk_buff *skb,
-					struct nf_hook_state *state, u64 *flow)
+static __noinline int match(struct sk_buff *skb, struct nf_hook_state *state,
+			    struct decision *d)
 {
 	struct pkt_tuple t = {};
 	bool place, expr = true;
 	struct other_flow *other;
 
-	if (seen_before(skb, state))
-		return MATCH_NO;
+	d->match = MATCH_NO;
+	d->flow = 0;
 	place = !use_places || match_places(state);
-	if (!use_expr && !use_addrs && place)
-		return MATCH_YES;
+	if (!use_expr && !use_addrs && place) {
+		d->match = MATCH_YES;
+		return 0;
+	}
 	parse_tuple(&t, skb);
 	if (use_addrs && !place)
 		place = match_addrs(&t);
 	if (use_expr)
 		expr = filter_expr(&t);
-	if (place && expr)
-		return MATCH_YES;
+	if (place && expr) {
+		d->match = MATCH_YES;
+		return 0;
+	}
 
 	if (!expr && !use_nat)
-		return MATCH_NO;
+		return 0;
 	if (state->hook != NF_INET_PRE_ROUTING && !is_local(skb))
-		return MATCH_NO;
+		return 0;
 	if (t.ethertype != ETH_P_IP && t.ethertype != ETH_P_IPV6)
-		return MATCH_NO;
-	*flow = flow_hash(&t, state->net->ns.inum);
-	other = other_flow(*flow);
-	if (other && other->hash == *flow &&
+		return 0;
+	d->flow = flow_hash(&t, state->net->ns.inum);
+	other = other_flow(d->flow);
+	if (other && other->hash == d->flow &&
 	    bpf_ktime_get_ns() - other->when < OTHER_FLOW_NS)
-		return MATCH_NO;
-	return MATCH_MAYBE;
+		return 0;
+	d->match = MATCH_MAYBE;
+	return 0;
 }
 
 /* Whether a packet that is handed to a device matches there. */
-static __always_inline bool match_dev(struct sk_buff *skb,
-				      struct net_device *dev)
+static __noinline int match_dev(struct sk_buff *skb, struct net_device *dev)
 {
 	struct pkt_tuple t = {};
 
@@ -161,24 +235,6 @@ static __always_inline bool match_dev(struct sk_buff *skb,
 		return true;
 	parse_tuple(&t, skb);
 	return filter_expr(&t);
-}
-
-/* Whether anything is registered at a hook (include/net/netns/netfilter.h). */
-static __always_inline bool hook_in_use(struct net *net, u8 pf, u32 hook)
-{
-	struct nf_hook_entries **hooks, *e = NULL;
-
-	if (pf == NFPROTO_IPV4)
-		hooks = net->nf.hooks_ipv4;
-	else if (pf == NFPROTO_IPV6)
-		hooks = net->nf.hooks_ipv6;
-	else if (pf == NFPROTO_BRIDGE &&
-		 bpf_core_field_exists(net->nf.hooks_bridge))
-		hooks = net->nf.hooks_bridge;
-	else
-		return false;
-	bpf_probe_read_kernel(&e, sizeof(e), hooks + hook);
-	return e;
 }
 
 static __always_inline bool is_fragment(struct sk_buff *skb)
@@ -215,13 +271,14 @@ static __always_inline bool matched_late(struct sk_buff *skb,
 		/* Sent by this host through a bridge: the IP hooks came first. */
 		pf = skb->protocol == bpf_htons(ETH_P_IPV6) ? NFPROTO_IPV6 :
 							      NFPROTO_IPV4;
-		return hook_in_use(net, pf, NF_INET_LOCAL_OUT) ||
-		       hook_in_use(net, pf, NF_INET_POST_ROUTING);
+		return first_hook_in_use(net, pf, true) ||
+		       (pf == NFPROTO_IPV4 ?
+				net->nf.hooks_ipv4[NF_INET_POST_ROUTING] :
+				net->nf.hooks_ipv6[NF_INET_POST_ROUTING]);
 	}
 	if (hook == NF_INET_LOCAL_OUT)
 		return false;
-	return hook_in_use(net, pf,
-			   local ? NF_INET_LOCAL_OUT : NF_INET_PRE_ROUTING);
+	return first_hook_in_use(net, pf, local);
 }
 
 #endif

@@ -38,8 +38,11 @@ struct netns_nf {
 	struct nf_hook_entries *hooks_bridge[5];
 };
 
+struct net_generic;
+
 struct net {
 	struct ns_common ns;
+	struct net_generic *gen;
 	struct netns_nf nf;
 };
 
@@ -91,6 +94,7 @@ struct sk_buff {
 	struct sock *sk;
 	unsigned long _nfct;
 	unsigned int len, data_len;
+	u8 cloned : 1;
 	u32 mark;
 	u32 vlan_all;
 	u16 vlan_tci;
@@ -105,6 +109,7 @@ struct sk_buff {
 };
 
 struct nf_bridge_info {
+	u8 in_prerouting : 1;
 	int physinif;
 	struct net_device *physoutdev;
 };
@@ -125,25 +130,8 @@ struct net_bridge_port {
 	struct net_device *dev;
 };
 
-struct xt_table_info {
-	unsigned int size;
-	unsigned int number;
-	unsigned char entries[0];
-};
-
-struct xt_table {
-	struct xt_table_info *private;
-	u8 af;
-	char name[32];
-};
-
-struct sched_entity {
-	u64 nr_migrations;
-};
-
 struct task_struct {
 	int pid;
-	struct sched_entity se;
 };
 
 struct pcpu_hot {
@@ -151,6 +139,8 @@ struct pcpu_hot {
 };
 
 #pragma clang attribute pop
+
+enum skb_drop_reason { SKB_DROP_REASON_NETFILTER_DROP = 1 };
 
 #define NFPROTO_IPV4   2
 #define NFPROTO_BRIDGE 7
@@ -161,8 +151,7 @@ struct pcpu_hot {
 #define NF_INET_LOCAL_OUT    3
 #define NF_INET_POST_ROUTING 4
 
-#define NF_ACCEPT 1
-#define NF_STOLEN 2
+#define IP_CT_IS_REPLY 3
 
 #define ETH_P_IP   0x0800
 #define ETH_P_ARP  0x0806

@@ -48,7 +48,7 @@ func TestLayout(t *testing.T) {
 				}
 			}
 			// The records and the filter's input at the least.
-			for _, name := range []string{"NftraceRecHdr", "NftraceRecHook", "NftraceRecTable", "NftraceRecDev", "NftraceRecNat", "NftracePktTuple"} {
+			for _, name := range []string{"NftraceRecHdr", "NftraceRecHook", "NftraceRecPkt", "NftraceRecDev", "NftraceRecNat", "NftracePktTuple"} {
 				if inGo[name] == nil {
 					t.Errorf("%s.go has no type %s", stem, name)
 				}

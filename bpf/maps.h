@@ -16,10 +16,9 @@ struct journey {
 	u64 id;
 	u32 seq;
 	u32 flags; /* JOURNEY_* */
-	u64 run;   /* 1 + the number of the table's run that is open; 0: none */
-	u64 entered; /* the call of a table that it entered last */
-	u64 left;    /* the call of a table that it left last */
-	u64 flow;    /* hash of the flow, while JOURNEY_TENTATIVE */
+	u64 flow;  /* hash of the flow, while JOURNEY_TENTATIVE */
+	u32 frame; /* 1 + the frame of the hook that it is in (xt.h); 0: none */
+	u32 pad;
 };
 
 #define JOURNEY_MORPH	  0x1 /* the next release of the head is no death */
@@ -103,9 +102,18 @@ const volatile bool use_addrs = false;	/* filter_addrs */
 const volatile bool use_expr = false;	/* filter_expr() is not "all" */
 const volatile bool use_nat =
 	false; /* filter_expr() looks at what NAT changes */
+const volatile bool use_detail =
+	false; /* filter_expr() looks at what differs within a flow */
 const volatile bool use_mac =
 	false; /* filter_expr() looks at Ethernet addresses */
+/* The records' bytes at which the reader is woken. */
+const volatile u64 wake_bytes = 2 << 20;
 const volatile u32 self_tgid = 0; /* nftrace's own process */
+/*
+ * Where tasks preempt each other, hook_enter_task sees to what tasks send, and
+ * hook_enter to softirqs only: see there.
+ */
+const volatile bool use_task_probe = false;
 /*
  * Addresses of the kernel's symbols, set before anything is attached, that of module
  * x_tables when it is loaded. A per-CPU symbol's is its offset. 0: unknown.
@@ -144,23 +152,10 @@ static __always_inline void rec_begin(struct rec_hdr *h, u16 type,
 	h->ts = bpf_ktime_get_ns();
 	h->type = type;
 	h->cpu = bpf_get_smp_processor_id();
-	h->flags = 0;
+	h->flags = j->flags & JOURNEY_TENTATIVE ? REC_F_TENTATIVE : 0;
 	h->netns = net ? net->ns.inum : 0;
-	if (j) {
-		h->jid = j->id;
-		h->seq = j->seq++;
-		if (j->flags & JOURNEY_TENTATIVE)
-			h->flags |= REC_F_TENTATIVE;
-		/* Anything but the run's own record says that its exit was missed. */
-		if (j->run && type != REC_TABLE) {
-			j->run = 0;
-			h->flags |= REC_F_HOLE;
-			count_loss(LOSS_EXIT_MISSED);
-		}
-	} else {
-		h->jid = 0;
-		h->seq = 0;
-	}
+	h->jid = j->id;
+	h->seq = j->seq++;
 }
 
 /*
@@ -171,8 +166,7 @@ static __always_inline void rec_send(void *rec, u64 size)
 {
 	u64 flags = BPF_RB_NO_WAKEUP;
 
-	if (bpf_ringbuf_query(&records, BPF_RB_AVAIL_DATA) >
-	    bpf_ringbuf_query(&records, BPF_RB_RING_SIZE) / 4)
+	if (bpf_ringbuf_query(&records, BPF_RB_AVAIL_DATA) > wake_bytes)
 		flags = BPF_RB_FORCE_WAKEUP;
 	if (bpf_ringbuf_output(&records, rec, size, flags))
 		count_loss(LOSS_RINGBUF);

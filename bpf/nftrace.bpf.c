@@ -4,6 +4,9 @@
  * The probes. Each is a thin entry into a handler; what they have in common
  * stands in the headers: xt.h (rules of legacy tables), filter.h (which packets),
  * packet.h (what is recorded of them), compat.h (how kernels differ).
+ *
+ * Every probe begins with what it costs all packets of the host that nobody follows:
+ * a look at live, and at open_frames.
  */
 #include "kernel.h"
 #include "event.h"
@@ -17,71 +20,24 @@ char _license[] SEC("license") = "GPL";
 
 /* ---- journeys: from the first hook to the end of the skb ---- */
 
-/* What a call of nf_hook_slow has to know when it returns: the skb may be gone. */
-struct hook_call {
-	u64 jid;
-	u64 skb;
-};
-
-/* By the call's frame. */
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 4096);
-	__type(key, u64);
-	__type(value, struct hook_call);
-} hook_calls SEC(".maps");
-
-u64 open_hooks = 0;
-
-/* Scratch space for the records, one per probe: a probe does not nest. */
-enum { REC_SCRATCH_START, REC_SCRATCH_HOOK, REC_SCRATCH_MAX };
-
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, REC_SCRATCH_MAX);
-	__type(key, u32);
-	__type(value, struct rec_hook);
-} rec_hook_scratch SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, 2);
-	__type(key, u32);
-	__type(value, struct rec_nat);
-} rec_nat_scratch SEC(".maps");
-
-/* flow: hash, if the packet is followed tentatively; 0: the filter matched. */
-static __always_inline struct journey *
-journey_begin(struct sk_buff *skb, struct nf_hook_state *state, u64 flow)
+static __always_inline struct journey *journey_begin(struct sk_buff *skb,
+						     const struct decision *d)
 {
 	u64 key = (u64)skb;
-	u32 cpu = bpf_get_smp_processor_id(), zero = REC_SCRATCH_START;
-	struct journey new = {}, *j;
-	struct rec_hook *rec;
+	u32 cpu = bpf_get_smp_processor_id();
+	struct journey new = {};
 
 	/* Two packets of one CPU never begin in the same nanosecond. */
 	new.id = bpf_ktime_get_ns() << 8 | (cpu & 0xff);
-	if (flow) {
+	if (d->match == MATCH_MAYBE)
 		new.flags = JOURNEY_TENTATIVE;
-		new.flow = flow;
-	}
+	new.flow = d->flow;
 	if (bpf_map_update_elem(&journeys, &key, &new, BPF_NOEXIST)) {
 		count_loss(LOSS_JOURNEYS);
 		return NULL;
 	}
 	__sync_fetch_and_add(&live, 1);
-	j = bpf_map_lookup_elem(&journeys, &key);
-	rec = bpf_map_lookup_elem(&rec_hook_scratch, &zero);
-	if (!j || !rec)
-		return j;
-	rec_begin(&rec->hdr, REC_START, j, state->net);
-	if (matched_late(skb, state))
-		rec->hdr.flags |= REC_F_LATE;
-	read_place(&rec->place, skb, state);
-	rec->ret = 0;
-	read_pkt(&rec->pkt, skb, state->net);
-	rec_send(rec, sizeof(*rec));
-	return j;
+	return bpf_map_lookup_elem(&journeys, &key);
 }
 
 static __always_inline void journey_forget(struct sk_buff *skb,
@@ -101,98 +57,96 @@ static __always_inline void journey_forget(struct sk_buff *skb,
 		__sync_fetch_and_add(&live, -1);
 }
 
-static __always_inline void journey_end(struct sk_buff *skb, struct journey *j)
+static __always_inline void hook(void *ctx, struct sk_buff *skb,
+				 struct nf_hook_state *state, enum on on)
 {
-	struct rec_hdr h;
+	struct journey *j = journey_of(skb);
+	struct decision *d;
+	u32 key = on;
 
-	rec_begin(&h, REC_END, j, NULL);
-	journey_forget(skb, j);
-	rec_send(&h, sizeof(h));
+	if (open_frames) {
+		if (on == ON_HOOK_TASK && j && same_call((u64)ctx, state, j))
+			return;
+		hook_next(skb, j, on);
+	}
+	if (!j && seen_before(skb, state))
+		return;
+	d = bpf_map_lookup_elem(&decisions, &key);
+	if (!d)
+		return;
+	d->first = 0;
+	d->flags = 0;
+	if (!j || j->flags & JOURNEY_TENTATIVE) {
+		match(skb, state, d);
+		if (!j) {
+			if (d->match == MATCH_NO)
+				return;
+			j = journey_begin(skb, d);
+			if (!j)
+				return;
+			d->first = 1;
+			d->flags = matched_late(skb, state) ? REC_F_LATE : 0;
+		} else if (d->match == MATCH_YES) {
+			j->flags &= ~JOURNEY_TENTATIVE;
+		}
+	}
+	frame_open((u64)ctx, skb, state, j, d, on);
 }
 
 /* net/netfilter/core.c:nf_hook_slow: every packet at every hook passes here. */
 SEC("fentry/nf_hook_slow")
 int BPF_PROG(hook_enter, struct sk_buff *skb, struct nf_hook_state *state)
 {
-	struct hook_call call;
-	struct journey *j = journey_of(skb);
-	u64 frame = (u64)ctx;
-	u64 flow = 0;
-	enum match m;
-
-	if (!j || j->flags & JOURNEY_TENTATIVE) {
-		m = match(skb, state, &flow);
-		if (!j) {
-			if (m == MATCH_NO)
-				return 0;
-			j = journey_begin(skb, state,
-					  m == MATCH_MAYBE ? flow : 0);
-			if (!j)
-				return 0;
-		} else if (m == MATCH_YES) {
-			j->flags &= ~JOURNEY_TENTATIVE;
-		}
-	}
-	call.jid = j->id;
-	call.skb = (u64)skb;
-	if (!bpf_map_update_elem(&hook_calls, &frame, &call, BPF_NOEXIST))
-		__sync_fetch_and_add(&open_hooks, 1);
-	else
-		bpf_map_update_elem(&hook_calls, &frame, &call, BPF_EXIST);
+	if (!use_task_probe || in_softirq())
+		hook(ctx, skb, state, ON_HOOK);
 	return 0;
 }
 
-SEC("fexit/nf_hook_slow")
-int BPF_PROG(hook_exit, struct sk_buff *skb, struct nf_hook_state *state,
-	     const void *e, unsigned int s, int ret)
+/*
+ * The kernel skips a program that is hit while it runs on the same CPU. Where tasks
+ * preempt each other, tasks have a probe of their own, which softirqs do not run
+ * into; and several copies of it are attached, of which the first one that is not
+ * skipped does the work.
+ */
+extern void bpf_preempt_disable(void) __ksym __weak;
+extern void bpf_preempt_enable(void) __ksym __weak;
+
+SEC("fentry/nf_hook_slow")
+int BPF_PROG(hook_enter_task, struct sk_buff *skb, struct nf_hook_state *state)
 {
-	struct hook_call *call;
-	struct journey *j;
-	u64 frame = (u64)ctx, jid;
-	u32 key = REC_SCRATCH_HOOK;
-	struct rec_hook *rec;
-
-	if (!open_hooks)
+	if (in_softirq())
 		return 0;
-	call = bpf_map_lookup_elem(&hook_calls, &frame);
-	if (!call)
-		return 0;
-	jid = call->jid;
-	if (call->skb != (u64)skb)
-		jid = 0; /* an older call in this frame; its exit was missed */
-	if (!bpf_map_delete_elem(&hook_calls, &frame))
-		__sync_fetch_and_add(&open_hooks, -1);
-	rec = bpf_map_lookup_elem(&rec_hook_scratch, &key);
-	if (!jid || !rec)
-		return 0;
-	/* The skb is looked at only if it is still the same packet. */
-	j = journey_of(skb);
-	if (j && j->id != jid)
-		j = NULL;
-	rec_begin(&rec->hdr, REC_HOOK, j, state->net);
-	if (!j) {
-		rec->hdr.jid = jid;
-		rec->hdr.seq = ~0U;
-	}
-	rec->place.hook = state->hook;
-	rec->place.pf = state->pf;
-	read_dev(&rec->place.in, state->in);
-	read_dev(&rec->place.out, state->out);
-	rec->place.physin = 0;
-	rec->place.physout.ifindex = 0;
-	rec->ret = ret;
-	rec_send(rec, offsetof(struct rec_hook, pkt));
+	/* fc7566ad0a82 ("bpf: Introduce bpf_preempt_[disable,enable] kfuncs"), 6.10 */
+	if (bpf_preempt_disable)
+		bpf_preempt_disable();
+	hook(ctx, skb, state, ON_HOOK_TASK);
+	if (bpf_preempt_disable)
+		bpf_preempt_enable();
 	return 0;
 }
 
-/* net/core/skbuff.c: neither of the two sees every death. */
-SEC("fentry/kfree_skbmem")
-int BPF_PROG(skb_free, struct sk_buff *skb)
+static __always_inline void journey_end(struct sk_buff *skb, struct journey *j,
+					enum on on)
+{
+	struct rec_hdr h;
+
+	hook_over(NULL, j, on);
+	rec_begin(&h, REC_END, j, NULL);
+	journey_forget(skb, j);
+	rec_send(&h, sizeof(h));
+}
+
+/*
+ * The death of a packet, in net/core/skbuff.c: whoever is done with one says so at one of
+ * these two, or calls __kfree_skb, which calls skb_release_head_state.
+ */
+SEC("tp_btf/consume_skb")
+int BPF_PROG(skb_consume, struct sk_buff *skb)
 {
 	struct journey *j = journey_of(skb);
 
 	if (j)
-		journey_end(skb, j);
+		journey_end(skb, j, ON_CONSUME);
 	return 0;
 }
 
@@ -206,7 +160,31 @@ int BPF_PROG(skb_release, struct sk_buff *skb)
 	if (j->flags & JOURNEY_MORPH)
 		j->flags &= ~JOURNEY_MORPH;
 	else
-		journey_end(skb, j);
+		journey_end(skb, j, ON_RELEASE);
+	return 0;
+}
+
+/*
+ * nf_hook_slow itself drops a packet that a hook's verdict condemns. 5.10 gives no
+ * reason.
+ */
+SEC("tp_btf/kfree_skb")
+int BPF_PROG(skb_drop, struct sk_buff *skb, void *location, u32 reason)
+{
+	struct journey *j = journey_of(skb);
+	struct rec_hdr h;
+
+	if (!j)
+		return 0;
+	hook_over(skb, j, ON_DROP);
+	if (reason == bpf_core_enum_value(enum skb_drop_reason,
+					  SKB_DROP_REASON_NETFILTER_DROP)) {
+		rec_begin(&h, REC_DROP, j, NULL);
+		rec_send(&h, sizeof(h));
+	}
+	rec_begin(&h, REC_END, j, NULL);
+	journey_forget(skb, j);
+	rec_send(&h, sizeof(h));
 	return 0;
 }
 
@@ -218,35 +196,64 @@ SEC("fentry/skb_morph")
 int BPF_PROG(skb_morph, struct sk_buff *dst)
 {
 	struct journey *j = journey_of(dst);
+	struct frame *f;
 
-	if (j)
-		j->flags |= JOURNEY_MORPH;
+	if (!j)
+		return 0;
+	j->flags |= JOURNEY_MORPH;
+	/* Behind the hook that it was in, the packet is another one. */
+	f = frame_at(j->frame);
+	if (f && f->jid == j->id && frame_evaluated(f))
+		hook_over(dst, j, ON_MORPH);
+	return 0;
+}
+
+/*
+ * net/ipv4/ip_fragment.c, net/ipv6/netfilter/nf_conntrack_reasm.c: before any table of
+ * the hook sees it, the last fragment has become the whole packet.
+ */
+SEC("fexit/ip_defrag")
+int BPF_PROG(defrag_ip, struct net *net, struct sk_buff *skb, u32 user, int ret)
+{
+	if (!ret)
+		frame_again(skb, journey_of(skb));
+	return 0;
+}
+
+SEC("fexit/nf_ct_frag6_gather")
+int BPF_PROG(defrag_ip6, struct net *net, struct sk_buff *skb, u32 user,
+	     int ret)
+{
+	if (!ret)
+		frame_again(skb, journey_of(skb));
 	return 0;
 }
 
 /* ---- where the packet goes ---- */
 
-static __always_inline int record_dev(struct sk_buff *skb,
-				      struct net_device *dev, u16 type)
+static __always_inline void record_dev(struct sk_buff *skb, struct journey *j,
+				       struct net_device *dev, u16 type,
+				       enum on on)
 {
-	struct journey *j = journey_of(skb);
 	struct rec_dev rec;
 
-	if (!j)
-		return 0;
+	hook_over(skb, j, on);
 	if (j->flags & JOURNEY_TENTATIVE && dev && match_dev(skb, dev))
 		j->flags &= ~JOURNEY_TENTATIVE;
 	__builtin_memset(&rec, 0, sizeof(rec));
 	rec_begin(&rec.hdr, type, j, dev ? dev->nd_net.net : NULL);
 	read_dev(&rec.dev, dev);
 	rec_send(&rec, sizeof(rec));
-	return 1;
 }
 
-SEC("fentry/__dev_queue_xmit")
+/* In __dev_queue_xmit, net/core/dev.c. */
+SEC("tp_btf/net_dev_queue")
 int BPF_PROG(dev_xmit, struct sk_buff *skb)
 {
-	record_dev(skb, skb->dev, REC_XMIT);
+	struct journey *j = journey_of(skb);
+
+	if (j)
+		record_dev(skb, j, skb->dev, REC_XMIT, ON_XMIT);
 	return 0;
 }
 
@@ -254,105 +261,127 @@ int BPF_PROG(dev_xmit, struct sk_buff *skb)
 SEC("fentry/__br_forward")
 int BPF_PROG(br_forward, struct net_bridge_port *to, struct sk_buff *skb)
 {
-	if (live)
-		record_dev(skb, to->dev, REC_BRIDGE);
+	struct journey *j = journey_of(skb);
+
+	if (j)
+		record_dev(skb, j, to->dev, REC_BRIDGE, ON_BRIDGE);
 	return 0;
 }
 
-static __always_inline void deliver(struct sk_buff *skb)
+static __always_inline int deliver(struct sk_buff *skb, enum on on)
 {
 	struct journey *j = journey_of(skb);
 
-	if (j && record_dev(skb, skb->dev, REC_DELIVER))
-		journey_forget(skb, j);
+	if (!j)
+		return 0;
+	record_dev(skb, j, skb->dev, REC_DELIVER, on);
+	journey_forget(skb, j);
+	return 0;
 }
 
 SEC("fentry/ip_local_deliver_finish")
 int BPF_PROG(deliver_ip, struct net *net, struct sock *sk, struct sk_buff *skb)
 {
-	deliver(skb);
-	return 0;
+	return deliver(skb, ON_DELIVER);
 }
 
 SEC("fentry/ip6_input_finish")
 int BPF_PROG(deliver_ip6, struct net *net, struct sock *sk, struct sk_buff *skb)
 {
-	deliver(skb);
-	return 0;
+	return deliver(skb, ON_DELIVER6);
 }
 
 /* ---- NAT ---- */
 
-static __always_inline int nat(struct sk_buff *skb, struct nf_conn *ct,
-			       u32 mtype, u32 dir, u32 after)
+/* The packet is rewritten within a hook: what was before is a part of its own. */
+static __always_inline int rewrite(struct sk_buff *skb, struct nf_conn *ct,
+				   u32 mtype, u32 dir)
 {
 	struct journey *j = journey_of(skb);
-	struct rec_nat *rec;
+	struct rec_nat rec = {};
 
-	if (!j)
+	if (!j || !frame_split(skb, j, ON_NAT))
 		return 0;
-	rec = bpf_map_lookup_elem(&rec_nat_scratch, &after);
-	if (!rec)
-		return 0;
-	rec_begin(&rec->hdr, REC_NAT, j, ct->ct_net.net);
-	if (after)
-		rec->hdr.flags |= REC_F_NAT_AFTER;
-	rec->manip = mtype;
-	rec->dir = dir;
-	read_pkt(&rec->pkt, skb, NULL);
-	rec_send(rec, sizeof(*rec));
+	rec_begin(&rec.hdr, REC_NAT, j, ct->ct_net.net);
+	rec.manip = mtype;
+	rec.dir = dir;
+	rec_send(&rec, sizeof(rec));
 	return 0;
 }
 
 SEC("fentry/nf_nat_manip_pkt")
-int BPF_PROG(nat_enter, struct sk_buff *skb, struct nf_conn *ct, u32 mtype,
-	     u32 dir)
+int BPF_PROG(nat, struct sk_buff *skb, struct nf_conn *ct, u32 mtype, u32 dir)
 {
-	return nat(skb, ct, mtype, dir, 0);
+	return rewrite(skb, ct, mtype, dir);
 }
 
-SEC("fexit/nf_nat_manip_pkt")
-int BPF_PROG(nat_exit, struct sk_buff *skb, struct nf_conn *ct, u32 mtype,
-	     u32 dir)
+/* include/net/netfilter/nf_nat.h:HOOK2MANIP, ip_conntrack_common.h:CTINFO2DIR */
+static __always_inline int
+rewrite_error(struct sk_buff *skb, struct nf_conn *ct, u32 ctinfo, u32 hook)
 {
-	return nat(skb, ct, mtype, dir, 1);
+	return rewrite(skb, ct,
+		       hook != NF_INET_POST_ROUTING && hook != NF_INET_LOCAL_IN,
+		       ctinfo >= IP_CT_IS_REPLY);
 }
 
-/* ---- legacy tables ---- */
+/* ICMP errors are rewritten with the packet that they quote, and not by nf_nat_manip_pkt. */
+SEC("fentry/nf_nat_icmp_reply_translation")
+int BPF_PROG(nat_icmp, struct sk_buff *skb, struct nf_conn *ct, u32 ctinfo,
+	     u32 hooknum)
+{
+	return rewrite_error(skb, ct, ctinfo, hooknum);
+}
 
-/*
- * The two probes of a function, for each context: see enum context.
- */
-#define TABLE_PROBES(name, func, fam, context)                                 \
-	SEC("fentry/" #func)                                                   \
-	int BPF_PROG(name##_enter, void *table, struct sk_buff *skb,           \
-		     struct nf_hook_state *state)                              \
-	{                                                                      \
-		xt_enter(ctx, fam, context, table, skb, state);                \
-		return 0;                                                      \
-	}                                                                      \
-	SEC("fexit/" #func)                                                    \
-	int BPF_PROG(name##_exit, void *table, struct sk_buff *skb,            \
-		     struct nf_hook_state *state, unsigned int verdict)        \
-	{                                                                      \
-		xt_exit(ctx, fam, context, table, skb, state, verdict);        \
-		return 0;                                                      \
-	}
+SEC("fentry/nf_nat_icmpv6_reply_translation")
+int BPF_PROG(nat_icmp6, struct sk_buff *skb, struct nf_conn *ct, u32 ctinfo,
+	     u32 hooknum)
+{
+	return rewrite_error(skb, ct, ctinfo, hooknum);
+}
 
-TABLE_PROBES(ipt_task, ipt_do_table, FAM_IP, CTX_TASK)
-TABLE_PROBES(ipt_spare, ipt_do_table, FAM_IP, CTX_SPARE)
-TABLE_PROBES(ipt_bh, ipt_do_table, FAM_IP, CTX_BH)
-TABLE_PROBES(ip6t_task, ip6t_do_table, FAM_IP6, CTX_TASK)
-TABLE_PROBES(ip6t_spare, ip6t_do_table, FAM_IP6, CTX_SPARE)
-TABLE_PROBES(ip6t_bh, ip6t_do_table, FAM_IP6, CTX_BH)
+/* ---- who else gets the CPU ---- */
+
+/* kernel/softirq.c: what a softirq's packets were in is over. */
+SEC("tp_btf/softirq_exit")
+int BPF_PROG(softirq_exit)
+{
+	struct where w;
+
+	if (!open_frames || !where_am_i(&w, ON_SOFTIRQ))
+		return 0;
+	frame_stop(&w);
+	w.task = 0;
+	frames_pop(&w, ~0ULL);
+	w.task = bpf_get_current_task();
+	frame_resume(&w);
+	return 0;
+}
+
+/* kernel/sched/core.c */
+SEC("tp_btf/sched_switch")
+int BPF_PROG(sched_switch, bool preempt, struct task_struct *prev,
+	     struct task_struct *next)
+{
+	struct where w;
+
+	if (!open_task_frames || !where_am_i(&w, ON_SWITCH))
+		return 0;
+	frame_stop(&w);
+	w.task = (u64)next;
+	frame_resume(&w);
+	return 0;
+}
+
+/* ---- rulesets ---- */
 
 /* The table at this address is no more; the next one there is another. */
 SEC("fentry/xt_free_table_info")
-int BPF_PROG(table_free, struct xt_table_info *info)
+int BPF_PROG(table_free, void *info)
 {
 	u64 key = (u64)info;
 
-	bpf_map_delete_elem(&xt_tables, &key);
+	if (!bpf_map_delete_elem(&xt_tables, &key))
+		__sync_fetch_and_add(&xt_frees, 1);
 	return 0;
 }
 
@@ -364,23 +393,21 @@ int BPF_PROG(table_free, struct xt_table_info *info)
 struct lookup last_lookup = {};
 
 SEC("fexit/xt_find_table_lock")
-int BPF_PROG(table_lookup, struct net *net, u8 af, const char *name,
-	     struct xt_table *table)
+int BPF_PROG(table_lookup, struct net *net, u8 af, const char *name, u64 table)
 {
+	struct xt_table_head h;
 	struct xt_tab *tab;
-	u64 info;
 
 	if (bpf_get_current_pid_tgid() >> 32 != self_tgid)
 		return 0;
 	last_lookup.private = 0;
 	last_lookup.gen = 0;
 	/* ERR_PTR */
-	if (!table || (u64)table >= (u64)-4095)
+	if (!table || table >= (u64)-4095 ||
+	    bpf_probe_read_kernel(&h, sizeof(h), (void *)table))
 		return 0;
-	info = (u64)BPF_CORE_READ(table, private);
-	tab = tab_get(info, table, af == NFPROTO_IPV6 ? FAM_IP6 : FAM_IP,
-		      SCRATCH_LOOKUP);
-	last_lookup.private = info;
+	tab = tab_get(h.private, af, ON_LOOKUP);
+	last_lookup.private = h.private;
 	if (tab)
 		last_lookup.gen = tab->gen;
 	return 0;
@@ -389,13 +416,15 @@ int BPF_PROG(table_lookup, struct net *net, u8 af, const char *name,
 /* ---- at start ---- */
 
 struct symbols {
-	u64 per_cpu_offset, preempt_count, pcpu_hot, xt_recseq;
-	u64 bpf_preempt_disable;
+	u64 per_cpu_offset, preempt_count, pcpu_hot;
+	u64 xt_recseq, xt_pernet_id; /* of module x_tables */
+	u32 pernet_id;		     /* what xt_pernet_id holds */
+	u32 pad;
 };
 
 struct symbols found_symbols = {};
 
-/* Run once by the loader: looks symbols up, far faster than /proc/kallsyms. */
+/* Run by the loader: looks symbols up, far faster than /proc/kallsyms. */
 SEC("syscall")
 int find_symbols(void *ctx)
 {
@@ -405,14 +434,15 @@ int find_symbols(void *ctx)
 	bpf_kallsyms_lookup_name("__preempt_count", 16, 0, &f->preempt_count);
 	bpf_kallsyms_lookup_name("pcpu_hot", 9, 0, &f->pcpu_hot);
 	bpf_kallsyms_lookup_name("xt_recseq", 10, 0, &f->xt_recseq);
-	bpf_kallsyms_lookup_name("bpf_preempt_disable", 20, 0,
-				 &f->bpf_preempt_disable);
+	bpf_kallsyms_lookup_name("xt_pernet_id", 13, 0, &f->xt_pernet_id);
+	if (f->xt_pernet_id)
+		bpf_probe_read_kernel(&f->pernet_id, sizeof(f->pernet_id),
+				      (void *)f->xt_pernet_id);
 	return 0;
 }
 
 /* So that bpf2go finds the types that no map holds. */
 const struct rec_hook *unused_rec_hook __attribute__((unused));
-const struct rec_table *unused_rec_table __attribute__((unused));
 const struct rec_dev *unused_rec_dev __attribute__((unused));
 const struct rec_nat *unused_rec_nat __attribute__((unused));
 const struct rec_pkt *unused_rec_pkt __attribute__((unused));
@@ -420,3 +450,5 @@ const enum rec_type unused_rec_type __attribute__((unused)) = 0;
 const enum rec_flag unused_rec_flag __attribute__((unused)) = 0;
 const enum pkt_flag unused_pkt_flag __attribute__((unused)) = 0;
 const enum loss unused_loss __attribute__((unused)) = 0;
+const enum limits unused_limits __attribute__((unused)) = 0;
+const struct xt_table_head *unused_head __attribute__((unused));

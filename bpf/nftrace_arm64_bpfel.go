@@ -27,23 +27,85 @@ type NftraceBlock struct {
 	}
 }
 
+type NftraceCpu struct {
+	_       structs.HostLayout
+	Running uint32
+	Next    uint32
+}
+
+type NftraceCursor struct {
+	_     structs.HostLayout
+	Entry uint64
+	Table uint32
+	Block uint32
+	From  uint32
+	Nhits uint32
+	Bad   uint32
+	Pad   uint32
+}
+
+type NftraceDecision struct {
+	_     structs.HostLayout
+	Flow  uint64
+	Match uint32
+	First uint32
+	Flags uint32
+	Pad   uint32
+}
+
 type NftraceDev struct {
 	_       structs.HostLayout
 	Ifindex uint32
 	Name    [16]int8
 }
 
+type NftraceFrame struct {
+	_      structs.HostLayout
+	Sp     uint64
+	Task   uint64
+	Skb    uint64
+	Jid    uint64
+	Net    uint64
+	Frees  uint64
+	Cpu    uint32
+	Recseq uint32
+	Epoch  uint32
+	Split  uint32
+	First  uint32
+	Blocks uint32
+	Pad    uint32
+	_      [4]byte
+	Tables [6]struct {
+		_      structs.HostLayout
+		Table  uint64
+		At     uint64
+		Number uint32
+		Blocks uint32
+		Snap   uint32
+		Pad    uint32
+	}
+	Rec   NftraceRecHook
+	Spill [512]NftraceHit
+}
+
 type NftraceHit struct {
 	_       structs.HostLayout
 	Index   uint32
-	Packets uint32
+	Table   uint16
+	Packets uint16
 	Bytes   uint64
 }
 
-type NftraceHookCall struct {
-	_   structs.HostLayout
-	Jid uint64
-	Skb uint64
+type NftraceHits struct {
+	_ structs.HostLayout
+	H [512]NftraceHit
+}
+
+type NftraceHookTable struct {
+	_       structs.HostLayout
+	Private uint64
+	Gen     uint64
+	Name    [8]int8
 }
 
 type NftraceIface struct {
@@ -53,15 +115,20 @@ type NftraceIface struct {
 }
 
 type NftraceJourney struct {
-	_       structs.HostLayout
-	Id      uint64
-	Seq     uint32
-	Flags   uint32
-	Run     uint64
-	Entered uint64
-	Left    uint64
-	Flow    uint64
+	_     structs.HostLayout
+	Id    uint64
+	Seq   uint32
+	Flags uint32
+	Flow  uint64
+	Frame uint32
+	Pad   uint32
 }
+
+type NftraceLimits uint32
+
+const (
+	NftraceLimitsFRAMES NftraceLimits = 8
+)
 
 type NftraceLookup struct {
 	_       structs.HostLayout
@@ -72,11 +139,10 @@ type NftraceLookup struct {
 type NftraceLoss uint32
 
 const (
-	NftraceLossLOSS_RINGBUF     NftraceLoss = 0
-	NftraceLossLOSS_JOURNEYS    NftraceLoss = 1
-	NftraceLossLOSS_SLOTS       NftraceLoss = 2
-	NftraceLossLOSS_EXIT_MISSED NftraceLoss = 3
-	NftraceLossLOSS_MAX         NftraceLoss = 4
+	NftraceLossLOSS_RINGBUF  NftraceLoss = 0
+	NftraceLossLOSS_JOURNEYS NftraceLoss = 1
+	NftraceLossLOSS_FRAMES   NftraceLoss = 2
+	NftraceLossLOSS_MAX      NftraceLoss = 3
 )
 
 type NftraceOtherFlow struct {
@@ -154,20 +220,14 @@ type NftraceRecDev struct {
 type NftraceRecFlag uint32
 
 const (
-	NftraceRecFlagREC_F_ALIVE        NftraceRecFlag = 1
-	NftraceRecFlagREC_F_TORN         NftraceRecFlag = 2
-	NftraceRecFlagREC_F_MIGRATED     NftraceRecFlag = 4
-	NftraceRecFlagREC_F_REPLACED     NftraceRecFlag = 8
-	NftraceRecFlagREC_F_NOTABLE      NftraceRecFlag = 16
-	NftraceRecFlagREC_F_TOOMANY      NftraceRecFlag = 64
-	NftraceRecFlagREC_F_MISSED_ENTRY NftraceRecFlag = 128
-	NftraceRecFlagREC_F_ATOMIC       NftraceRecFlag = 512
-	NftraceRecFlagREC_F_SHARED       NftraceRecFlag = 1024
-	NftraceRecFlagREC_F_FAULT        NftraceRecFlag = 2048
-	NftraceRecFlagREC_F_NAT_AFTER    NftraceRecFlag = 4096
-	NftraceRecFlagREC_F_HOLE         NftraceRecFlag = 32768
-	NftraceRecFlagREC_F_TENTATIVE    NftraceRecFlag = 16384
-	NftraceRecFlagREC_F_LATE         NftraceRecFlag = 8192
+	NftraceRecFlagREC_F_TORN      NftraceRecFlag = 1
+	NftraceRecFlagREC_F_REPLACED  NftraceRecFlag = 2
+	NftraceRecFlagREC_F_NOTABLE   NftraceRecFlag = 4
+	NftraceRecFlagREC_F_TOOMANY   NftraceRecFlag = 8
+	NftraceRecFlagREC_F_FAULT     NftraceRecFlag = 16
+	NftraceRecFlagREC_F_UNCOUNTED NftraceRecFlag = 32
+	NftraceRecFlagREC_F_LATE      NftraceRecFlag = 8192
+	NftraceRecFlagREC_F_TENTATIVE NftraceRecFlag = 16384
 )
 
 type NftraceRecHdr struct {
@@ -182,12 +242,17 @@ type NftraceRecHdr struct {
 }
 
 type NftraceRecHook struct {
-	_     structs.HostLayout
-	Hdr   NftraceRecHdr
-	Place NftracePlace
-	Ret   int32
-	Pad   uint32
-	Pkt   NftracePkt
+	_       structs.HostLayout
+	Hdr     NftraceRecHdr
+	EntryTs uint64
+	Place   NftracePlace
+	Ntables uint32
+	Before  NftracePkt
+	Nhits   uint32
+	Runs    uint32
+	_       [4]byte
+	Tables  [6]NftraceHookTable
+	Hits    [512]NftraceHit
 }
 
 type NftraceRecNat struct {
@@ -196,8 +261,6 @@ type NftraceRecNat struct {
 	Manip uint8
 	Dir   uint8
 	Pad   [3]uint16
-	Pkt   NftracePkt
-	_     [4]byte
 }
 
 type NftraceRecPkt struct {
@@ -207,76 +270,38 @@ type NftraceRecPkt struct {
 	_   [4]byte
 }
 
-type NftraceRecTable struct {
-	_       structs.HostLayout
-	Hdr     NftraceRecHdr
-	Place   NftracePlace
-	_       [4]byte
-	Private uint64
-	Gen     uint64
-	EntryTs uint64
-	Verdict uint32
-	Nhits   uint32
-	Table   [32]int8
-	Before  NftracePkt
-	_       [4]byte
-	Hits    [1024]NftraceHit
-}
-
 type NftraceRecType uint32
 
 const (
-	NftraceRecTypeREC_START   NftraceRecType = 1
-	NftraceRecTypeREC_HOOK    NftraceRecType = 2
-	NftraceRecTypeREC_TABLE   NftraceRecType = 3
-	NftraceRecTypeREC_NAT     NftraceRecType = 4
-	NftraceRecTypeREC_BRIDGE  NftraceRecType = 5
-	NftraceRecTypeREC_XMIT    NftraceRecType = 6
-	NftraceRecTypeREC_DELIVER NftraceRecType = 7
+	NftraceRecTypeREC_HOOK    NftraceRecType = 1
+	NftraceRecTypeREC_AFTER   NftraceRecType = 2
+	NftraceRecTypeREC_NAT     NftraceRecType = 3
+	NftraceRecTypeREC_BRIDGE  NftraceRecType = 4
+	NftraceRecTypeREC_XMIT    NftraceRecType = 5
+	NftraceRecTypeREC_DELIVER NftraceRecType = 6
+	NftraceRecTypeREC_DROP    NftraceRecType = 7
 	NftraceRecTypeREC_END     NftraceRecType = 8
-	NftraceRecTypeREC_AFTER   NftraceRecType = 10
-	NftraceRecTypeREC_FOREIGN NftraceRecType = 9
 )
 
-type NftraceRuns struct {
-	_ structs.HostLayout
-	R [8]struct {
-		_          structs.HostLayout
-		Ctx        uint64
-		Private    uint64
-		Gen        uint64
-		Skb        uint64
-		Jid        uint64
-		Ts         uint64
-		Task       uint64
-		Migrations uint64
-		Recseq     uint32
-		Flags      uint32
-		Wanted     uint32
-		Pad        uint32
-		Before     NftracePkt
-		_          [4]byte
-	}
-	Free   uint32
-	Others uint32
-}
-
 type NftraceSymbols struct {
-	_                 structs.HostLayout
-	PerCpuOffset      uint64
-	PreemptCount      uint64
-	PcpuHot           uint64
-	XtRecseq          uint64
-	BpfPreemptDisable uint64
+	_            structs.HostLayout
+	PerCpuOffset uint64
+	PreemptCount uint64
+	PcpuHot      uint64
+	XtRecseq     uint64
+	XtPernetId   uint64
+	PernetId     uint32
+	Pad          uint32
 }
 
-type NftraceXtExit struct {
-	_     structs.HostLayout
-	Rec   NftraceRecTable
-	Slot  uint32
-	_     [4]byte
-	After NftraceRecPkt
-	Now   NftraceBlock
+type NftraceXtLayout struct {
+	_        structs.HostLayout
+	On       uint32
+	PernetId uint32
+	Name     uint32
+	Number   uint32
+	Entries  uint32
+	Pad      uint32
 }
 
 type NftraceXtTab struct {
@@ -285,68 +310,75 @@ type NftraceXtTab struct {
 	Entries uint64
 	Number  uint32
 	Blocks  uint32
-	Name    [32]int8
 	Base    [256]uint64
+}
+
+type NftraceXtTableHead struct {
+	_          structs.HostLayout
+	Next       uint64
+	Prev       uint64
+	ValidHooks uint32
+	Pad        uint32
+	Private    uint64
 }
 
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	NftraceMapAfterScratch    = "after_scratch"
+	NftraceMapCpus            = "cpus"
+	NftraceMapCursors         = "cursors"
+	NftraceMapDecisions       = "decisions"
 	NftraceMapFilterAddrs     = "filter_addrs"
 	NftraceMapFilterIfaces    = "filter_ifaces"
 	NftraceMapFilterNetns     = "filter_netns"
-	NftraceMapHookCalls       = "hook_calls"
+	NftraceMapFrames          = "frames"
+	NftraceMapHitsFound       = "hits_found"
 	NftraceMapJourneys        = "journeys"
 	NftraceMapLosses          = "losses"
 	NftraceMapOtherFlows      = "other_flows"
 	NftraceMapPercpuBase      = "percpu_base"
-	NftraceMapRecHookScratch  = "rec_hook_scratch"
-	NftraceMapRecNatScratch   = "rec_nat_scratch"
 	NftraceMapRecords         = "records"
-	NftraceMapXtExitScratch   = "xt_exit_scratch"
-	NftraceMapXtRuns          = "xt_runs"
+	NftraceMapTaskFrames      = "task_frames"
+	NftraceMapXtNow           = "xt_now"
 	NftraceMapXtSnap          = "xt_snap"
 	NftraceMapXtTabScratch    = "xt_tab_scratch"
 	NftraceMapXtTables        = "xt_tables"
 	NftraceProgBrForward      = "br_forward"
+	NftraceProgDefragIp       = "defrag_ip"
+	NftraceProgDefragIp6      = "defrag_ip6"
 	NftraceProgDeliverIp      = "deliver_ip"
 	NftraceProgDeliverIp6     = "deliver_ip6"
 	NftraceProgDevXmit        = "dev_xmit"
 	NftraceProgFindSymbols    = "find_symbols"
 	NftraceProgHookEnter      = "hook_enter"
-	NftraceProgHookExit       = "hook_exit"
-	NftraceProgIp6tBhEnter    = "ip6t_bh_enter"
-	NftraceProgIp6tBhExit     = "ip6t_bh_exit"
-	NftraceProgIp6tSpareEnter = "ip6t_spare_enter"
-	NftraceProgIp6tSpareExit  = "ip6t_spare_exit"
-	NftraceProgIp6tTaskEnter  = "ip6t_task_enter"
-	NftraceProgIp6tTaskExit   = "ip6t_task_exit"
-	NftraceProgIptBhEnter     = "ipt_bh_enter"
-	NftraceProgIptBhExit      = "ipt_bh_exit"
-	NftraceProgIptSpareEnter  = "ipt_spare_enter"
-	NftraceProgIptSpareExit   = "ipt_spare_exit"
-	NftraceProgIptTaskEnter   = "ipt_task_enter"
-	NftraceProgIptTaskExit    = "ipt_task_exit"
-	NftraceProgNatEnter       = "nat_enter"
-	NftraceProgNatExit        = "nat_exit"
-	NftraceProgSkbFree        = "skb_free"
+	NftraceProgHookEnterTask  = "hook_enter_task"
+	NftraceProgNat            = "nat"
+	NftraceProgNatIcmp        = "nat_icmp"
+	NftraceProgNatIcmp6       = "nat_icmp6"
+	NftraceProgSchedSwitch    = "sched_switch"
+	NftraceProgSkbConsume     = "skb_consume"
+	NftraceProgSkbDrop        = "skb_drop"
 	NftraceProgSkbMorph       = "skb_morph"
 	NftraceProgSkbRelease     = "skb_release"
+	NftraceProgSoftirqExit    = "softirq_exit"
 	NftraceProgTableFree      = "table_free"
 	NftraceProgTableLookup    = "table_lookup"
 	NftraceVarFoundSymbols    = "found_symbols"
 	NftraceVarLastLookup      = "last_lookup"
 	NftraceVarLive            = "live"
 	NftraceVarNrCpus          = "nr_cpus"
-	NftraceVarOpenHooks       = "open_hooks"
-	NftraceVarOpenRuns        = "open_runs"
+	NftraceVarOpenFrames      = "open_frames"
+	NftraceVarOpenTaskFrames  = "open_task_frames"
 	NftraceVarSelfTgid        = "self_tgid"
 	NftraceVarSnapBlocks      = "snap_blocks"
 	NftraceVarSymPcpuHot      = "sym_pcpu_hot"
 	NftraceVarSymPerCpuOffset = "sym_per_cpu_offset"
 	NftraceVarSymPreemptCount = "sym_preempt_count"
 	NftraceVarSymXtRecseq     = "sym_xt_recseq"
+	NftraceVarUnusedHead      = "unused_head"
+	NftraceVarUnusedLimits    = "unused_limits"
 	NftraceVarUnusedLoss      = "unused_loss"
 	NftraceVarUnusedPktFlag   = "unused_pkt_flag"
 	NftraceVarUnusedRecDev    = "unused_rec_dev"
@@ -354,16 +386,19 @@ const (
 	NftraceVarUnusedRecHook   = "unused_rec_hook"
 	NftraceVarUnusedRecNat    = "unused_rec_nat"
 	NftraceVarUnusedRecPkt    = "unused_rec_pkt"
-	NftraceVarUnusedRecTable  = "unused_rec_table"
 	NftraceVarUnusedRecType   = "unused_rec_type"
 	NftraceVarUseAddrs        = "use_addrs"
+	NftraceVarUseDetail       = "use_detail"
 	NftraceVarUseExpr         = "use_expr"
 	NftraceVarUseIfaces       = "use_ifaces"
 	NftraceVarUseMac          = "use_mac"
 	NftraceVarUseNat          = "use_nat"
 	NftraceVarUseNetns        = "use_netns"
 	NftraceVarUsePlaces       = "use_places"
-	NftraceVarXtOn            = "xt_on"
+	NftraceVarUseTaskProbe    = "use_task_probe"
+	NftraceVarWakeBytes       = "wake_bytes"
+	NftraceVarXt              = "xt"
+	NftraceVarXtFrees         = "xt_frees"
 )
 
 // LoadNftrace returns the embedded CollectionSpec for Nftrace.
@@ -408,54 +443,51 @@ type NftraceSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type NftraceProgramSpecs struct {
-	BrForward      *ebpf.ProgramSpec `ebpf:"br_forward"`
-	DeliverIp      *ebpf.ProgramSpec `ebpf:"deliver_ip"`
-	DeliverIp6     *ebpf.ProgramSpec `ebpf:"deliver_ip6"`
-	DevXmit        *ebpf.ProgramSpec `ebpf:"dev_xmit"`
-	FindSymbols    *ebpf.ProgramSpec `ebpf:"find_symbols"`
-	HookEnter      *ebpf.ProgramSpec `ebpf:"hook_enter"`
-	HookExit       *ebpf.ProgramSpec `ebpf:"hook_exit"`
-	Ip6tBhEnter    *ebpf.ProgramSpec `ebpf:"ip6t_bh_enter"`
-	Ip6tBhExit     *ebpf.ProgramSpec `ebpf:"ip6t_bh_exit"`
-	Ip6tSpareEnter *ebpf.ProgramSpec `ebpf:"ip6t_spare_enter"`
-	Ip6tSpareExit  *ebpf.ProgramSpec `ebpf:"ip6t_spare_exit"`
-	Ip6tTaskEnter  *ebpf.ProgramSpec `ebpf:"ip6t_task_enter"`
-	Ip6tTaskExit   *ebpf.ProgramSpec `ebpf:"ip6t_task_exit"`
-	IptBhEnter     *ebpf.ProgramSpec `ebpf:"ipt_bh_enter"`
-	IptBhExit      *ebpf.ProgramSpec `ebpf:"ipt_bh_exit"`
-	IptSpareEnter  *ebpf.ProgramSpec `ebpf:"ipt_spare_enter"`
-	IptSpareExit   *ebpf.ProgramSpec `ebpf:"ipt_spare_exit"`
-	IptTaskEnter   *ebpf.ProgramSpec `ebpf:"ipt_task_enter"`
-	IptTaskExit    *ebpf.ProgramSpec `ebpf:"ipt_task_exit"`
-	NatEnter       *ebpf.ProgramSpec `ebpf:"nat_enter"`
-	NatExit        *ebpf.ProgramSpec `ebpf:"nat_exit"`
-	SkbFree        *ebpf.ProgramSpec `ebpf:"skb_free"`
-	SkbMorph       *ebpf.ProgramSpec `ebpf:"skb_morph"`
-	SkbRelease     *ebpf.ProgramSpec `ebpf:"skb_release"`
-	TableFree      *ebpf.ProgramSpec `ebpf:"table_free"`
-	TableLookup    *ebpf.ProgramSpec `ebpf:"table_lookup"`
+	BrForward     *ebpf.ProgramSpec `ebpf:"br_forward"`
+	DefragIp      *ebpf.ProgramSpec `ebpf:"defrag_ip"`
+	DefragIp6     *ebpf.ProgramSpec `ebpf:"defrag_ip6"`
+	DeliverIp     *ebpf.ProgramSpec `ebpf:"deliver_ip"`
+	DeliverIp6    *ebpf.ProgramSpec `ebpf:"deliver_ip6"`
+	DevXmit       *ebpf.ProgramSpec `ebpf:"dev_xmit"`
+	FindSymbols   *ebpf.ProgramSpec `ebpf:"find_symbols"`
+	HookEnter     *ebpf.ProgramSpec `ebpf:"hook_enter"`
+	HookEnterTask *ebpf.ProgramSpec `ebpf:"hook_enter_task"`
+	Nat           *ebpf.ProgramSpec `ebpf:"nat"`
+	NatIcmp       *ebpf.ProgramSpec `ebpf:"nat_icmp"`
+	NatIcmp6      *ebpf.ProgramSpec `ebpf:"nat_icmp6"`
+	SchedSwitch   *ebpf.ProgramSpec `ebpf:"sched_switch"`
+	SkbConsume    *ebpf.ProgramSpec `ebpf:"skb_consume"`
+	SkbDrop       *ebpf.ProgramSpec `ebpf:"skb_drop"`
+	SkbMorph      *ebpf.ProgramSpec `ebpf:"skb_morph"`
+	SkbRelease    *ebpf.ProgramSpec `ebpf:"skb_release"`
+	SoftirqExit   *ebpf.ProgramSpec `ebpf:"softirq_exit"`
+	TableFree     *ebpf.ProgramSpec `ebpf:"table_free"`
+	TableLookup   *ebpf.ProgramSpec `ebpf:"table_lookup"`
 }
 
 // NftraceMapSpecs contains maps before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type NftraceMapSpecs struct {
-	FilterAddrs    *ebpf.MapSpec `ebpf:"filter_addrs"`
-	FilterIfaces   *ebpf.MapSpec `ebpf:"filter_ifaces"`
-	FilterNetns    *ebpf.MapSpec `ebpf:"filter_netns"`
-	HookCalls      *ebpf.MapSpec `ebpf:"hook_calls"`
-	Journeys       *ebpf.MapSpec `ebpf:"journeys"`
-	Losses         *ebpf.MapSpec `ebpf:"losses"`
-	OtherFlows     *ebpf.MapSpec `ebpf:"other_flows"`
-	PercpuBase     *ebpf.MapSpec `ebpf:"percpu_base"`
-	RecHookScratch *ebpf.MapSpec `ebpf:"rec_hook_scratch"`
-	RecNatScratch  *ebpf.MapSpec `ebpf:"rec_nat_scratch"`
-	Records        *ebpf.MapSpec `ebpf:"records"`
-	XtExitScratch  *ebpf.MapSpec `ebpf:"xt_exit_scratch"`
-	XtRuns         *ebpf.MapSpec `ebpf:"xt_runs"`
-	XtSnap         *ebpf.MapSpec `ebpf:"xt_snap"`
-	XtTabScratch   *ebpf.MapSpec `ebpf:"xt_tab_scratch"`
-	XtTables       *ebpf.MapSpec `ebpf:"xt_tables"`
+	AfterScratch *ebpf.MapSpec `ebpf:"after_scratch"`
+	Cpus         *ebpf.MapSpec `ebpf:"cpus"`
+	Cursors      *ebpf.MapSpec `ebpf:"cursors"`
+	Decisions    *ebpf.MapSpec `ebpf:"decisions"`
+	FilterAddrs  *ebpf.MapSpec `ebpf:"filter_addrs"`
+	FilterIfaces *ebpf.MapSpec `ebpf:"filter_ifaces"`
+	FilterNetns  *ebpf.MapSpec `ebpf:"filter_netns"`
+	Frames       *ebpf.MapSpec `ebpf:"frames"`
+	HitsFound    *ebpf.MapSpec `ebpf:"hits_found"`
+	Journeys     *ebpf.MapSpec `ebpf:"journeys"`
+	Losses       *ebpf.MapSpec `ebpf:"losses"`
+	OtherFlows   *ebpf.MapSpec `ebpf:"other_flows"`
+	PercpuBase   *ebpf.MapSpec `ebpf:"percpu_base"`
+	Records      *ebpf.MapSpec `ebpf:"records"`
+	TaskFrames   *ebpf.MapSpec `ebpf:"task_frames"`
+	XtNow        *ebpf.MapSpec `ebpf:"xt_now"`
+	XtSnap       *ebpf.MapSpec `ebpf:"xt_snap"`
+	XtTabScratch *ebpf.MapSpec `ebpf:"xt_tab_scratch"`
+	XtTables     *ebpf.MapSpec `ebpf:"xt_tables"`
 }
 
 // NftraceVariableSpecs contains global variables before they are loaded into the kernel.
@@ -466,14 +498,16 @@ type NftraceVariableSpecs struct {
 	LastLookup      *ebpf.VariableSpec `ebpf:"last_lookup"`
 	Live            *ebpf.VariableSpec `ebpf:"live"`
 	NrCpus          *ebpf.VariableSpec `ebpf:"nr_cpus"`
-	OpenHooks       *ebpf.VariableSpec `ebpf:"open_hooks"`
-	OpenRuns        *ebpf.VariableSpec `ebpf:"open_runs"`
+	OpenFrames      *ebpf.VariableSpec `ebpf:"open_frames"`
+	OpenTaskFrames  *ebpf.VariableSpec `ebpf:"open_task_frames"`
 	SelfTgid        *ebpf.VariableSpec `ebpf:"self_tgid"`
 	SnapBlocks      *ebpf.VariableSpec `ebpf:"snap_blocks"`
 	SymPcpuHot      *ebpf.VariableSpec `ebpf:"sym_pcpu_hot"`
 	SymPerCpuOffset *ebpf.VariableSpec `ebpf:"sym_per_cpu_offset"`
 	SymPreemptCount *ebpf.VariableSpec `ebpf:"sym_preempt_count"`
 	SymXtRecseq     *ebpf.VariableSpec `ebpf:"sym_xt_recseq"`
+	UnusedHead      *ebpf.VariableSpec `ebpf:"unused_head"`
+	UnusedLimits    *ebpf.VariableSpec `ebpf:"unused_limits"`
 	UnusedLoss      *ebpf.VariableSpec `ebpf:"unused_loss"`
 	UnusedPktFlag   *ebpf.VariableSpec `ebpf:"unused_pkt_flag"`
 	UnusedRecDev    *ebpf.VariableSpec `ebpf:"unused_rec_dev"`
@@ -481,16 +515,19 @@ type NftraceVariableSpecs struct {
 	UnusedRecHook   *ebpf.VariableSpec `ebpf:"unused_rec_hook"`
 	UnusedRecNat    *ebpf.VariableSpec `ebpf:"unused_rec_nat"`
 	UnusedRecPkt    *ebpf.VariableSpec `ebpf:"unused_rec_pkt"`
-	UnusedRecTable  *ebpf.VariableSpec `ebpf:"unused_rec_table"`
 	UnusedRecType   *ebpf.VariableSpec `ebpf:"unused_rec_type"`
 	UseAddrs        *ebpf.VariableSpec `ebpf:"use_addrs"`
+	UseDetail       *ebpf.VariableSpec `ebpf:"use_detail"`
 	UseExpr         *ebpf.VariableSpec `ebpf:"use_expr"`
 	UseIfaces       *ebpf.VariableSpec `ebpf:"use_ifaces"`
 	UseMac          *ebpf.VariableSpec `ebpf:"use_mac"`
 	UseNat          *ebpf.VariableSpec `ebpf:"use_nat"`
 	UseNetns        *ebpf.VariableSpec `ebpf:"use_netns"`
 	UsePlaces       *ebpf.VariableSpec `ebpf:"use_places"`
-	XtOn            *ebpf.VariableSpec `ebpf:"xt_on"`
+	UseTaskProbe    *ebpf.VariableSpec `ebpf:"use_task_probe"`
+	WakeBytes       *ebpf.VariableSpec `ebpf:"wake_bytes"`
+	Xt              *ebpf.VariableSpec `ebpf:"xt"`
+	XtFrees         *ebpf.VariableSpec `ebpf:"xt_frees"`
 }
 
 // NftraceObjects contains all objects after they have been loaded into the kernel.
@@ -513,39 +550,45 @@ func (o *NftraceObjects) Close() error {
 //
 // It can be passed to LoadNftraceObjects or ebpf.CollectionSpec.LoadAndAssign.
 type NftraceMaps struct {
-	FilterAddrs    *ebpf.Map `ebpf:"filter_addrs"`
-	FilterIfaces   *ebpf.Map `ebpf:"filter_ifaces"`
-	FilterNetns    *ebpf.Map `ebpf:"filter_netns"`
-	HookCalls      *ebpf.Map `ebpf:"hook_calls"`
-	Journeys       *ebpf.Map `ebpf:"journeys"`
-	Losses         *ebpf.Map `ebpf:"losses"`
-	OtherFlows     *ebpf.Map `ebpf:"other_flows"`
-	PercpuBase     *ebpf.Map `ebpf:"percpu_base"`
-	RecHookScratch *ebpf.Map `ebpf:"rec_hook_scratch"`
-	RecNatScratch  *ebpf.Map `ebpf:"rec_nat_scratch"`
-	Records        *ebpf.Map `ebpf:"records"`
-	XtExitScratch  *ebpf.Map `ebpf:"xt_exit_scratch"`
-	XtRuns         *ebpf.Map `ebpf:"xt_runs"`
-	XtSnap         *ebpf.Map `ebpf:"xt_snap"`
-	XtTabScratch   *ebpf.Map `ebpf:"xt_tab_scratch"`
-	XtTables       *ebpf.Map `ebpf:"xt_tables"`
+	AfterScratch *ebpf.Map `ebpf:"after_scratch"`
+	Cpus         *ebpf.Map `ebpf:"cpus"`
+	Cursors      *ebpf.Map `ebpf:"cursors"`
+	Decisions    *ebpf.Map `ebpf:"decisions"`
+	FilterAddrs  *ebpf.Map `ebpf:"filter_addrs"`
+	FilterIfaces *ebpf.Map `ebpf:"filter_ifaces"`
+	FilterNetns  *ebpf.Map `ebpf:"filter_netns"`
+	Frames       *ebpf.Map `ebpf:"frames"`
+	HitsFound    *ebpf.Map `ebpf:"hits_found"`
+	Journeys     *ebpf.Map `ebpf:"journeys"`
+	Losses       *ebpf.Map `ebpf:"losses"`
+	OtherFlows   *ebpf.Map `ebpf:"other_flows"`
+	PercpuBase   *ebpf.Map `ebpf:"percpu_base"`
+	Records      *ebpf.Map `ebpf:"records"`
+	TaskFrames   *ebpf.Map `ebpf:"task_frames"`
+	XtNow        *ebpf.Map `ebpf:"xt_now"`
+	XtSnap       *ebpf.Map `ebpf:"xt_snap"`
+	XtTabScratch *ebpf.Map `ebpf:"xt_tab_scratch"`
+	XtTables     *ebpf.Map `ebpf:"xt_tables"`
 }
 
 func (m *NftraceMaps) Close() error {
 	return _NftraceClose(
+		m.AfterScratch,
+		m.Cpus,
+		m.Cursors,
+		m.Decisions,
 		m.FilterAddrs,
 		m.FilterIfaces,
 		m.FilterNetns,
-		m.HookCalls,
+		m.Frames,
+		m.HitsFound,
 		m.Journeys,
 		m.Losses,
 		m.OtherFlows,
 		m.PercpuBase,
-		m.RecHookScratch,
-		m.RecNatScratch,
 		m.Records,
-		m.XtExitScratch,
-		m.XtRuns,
+		m.TaskFrames,
+		m.XtNow,
 		m.XtSnap,
 		m.XtTabScratch,
 		m.XtTables,
@@ -560,14 +603,16 @@ type NftraceVariables struct {
 	LastLookup      *ebpf.Variable `ebpf:"last_lookup"`
 	Live            *ebpf.Variable `ebpf:"live"`
 	NrCpus          *ebpf.Variable `ebpf:"nr_cpus"`
-	OpenHooks       *ebpf.Variable `ebpf:"open_hooks"`
-	OpenRuns        *ebpf.Variable `ebpf:"open_runs"`
+	OpenFrames      *ebpf.Variable `ebpf:"open_frames"`
+	OpenTaskFrames  *ebpf.Variable `ebpf:"open_task_frames"`
 	SelfTgid        *ebpf.Variable `ebpf:"self_tgid"`
 	SnapBlocks      *ebpf.Variable `ebpf:"snap_blocks"`
 	SymPcpuHot      *ebpf.Variable `ebpf:"sym_pcpu_hot"`
 	SymPerCpuOffset *ebpf.Variable `ebpf:"sym_per_cpu_offset"`
 	SymPreemptCount *ebpf.Variable `ebpf:"sym_preempt_count"`
 	SymXtRecseq     *ebpf.Variable `ebpf:"sym_xt_recseq"`
+	UnusedHead      *ebpf.Variable `ebpf:"unused_head"`
+	UnusedLimits    *ebpf.Variable `ebpf:"unused_limits"`
 	UnusedLoss      *ebpf.Variable `ebpf:"unused_loss"`
 	UnusedPktFlag   *ebpf.Variable `ebpf:"unused_pkt_flag"`
 	UnusedRecDev    *ebpf.Variable `ebpf:"unused_rec_dev"`
@@ -575,76 +620,67 @@ type NftraceVariables struct {
 	UnusedRecHook   *ebpf.Variable `ebpf:"unused_rec_hook"`
 	UnusedRecNat    *ebpf.Variable `ebpf:"unused_rec_nat"`
 	UnusedRecPkt    *ebpf.Variable `ebpf:"unused_rec_pkt"`
-	UnusedRecTable  *ebpf.Variable `ebpf:"unused_rec_table"`
 	UnusedRecType   *ebpf.Variable `ebpf:"unused_rec_type"`
 	UseAddrs        *ebpf.Variable `ebpf:"use_addrs"`
+	UseDetail       *ebpf.Variable `ebpf:"use_detail"`
 	UseExpr         *ebpf.Variable `ebpf:"use_expr"`
 	UseIfaces       *ebpf.Variable `ebpf:"use_ifaces"`
 	UseMac          *ebpf.Variable `ebpf:"use_mac"`
 	UseNat          *ebpf.Variable `ebpf:"use_nat"`
 	UseNetns        *ebpf.Variable `ebpf:"use_netns"`
 	UsePlaces       *ebpf.Variable `ebpf:"use_places"`
-	XtOn            *ebpf.Variable `ebpf:"xt_on"`
+	UseTaskProbe    *ebpf.Variable `ebpf:"use_task_probe"`
+	WakeBytes       *ebpf.Variable `ebpf:"wake_bytes"`
+	Xt              *ebpf.Variable `ebpf:"xt"`
+	XtFrees         *ebpf.Variable `ebpf:"xt_frees"`
 }
 
 // NftracePrograms contains all programs after they have been loaded into the kernel.
 //
 // It can be passed to LoadNftraceObjects or ebpf.CollectionSpec.LoadAndAssign.
 type NftracePrograms struct {
-	BrForward      *ebpf.Program `ebpf:"br_forward"`
-	DeliverIp      *ebpf.Program `ebpf:"deliver_ip"`
-	DeliverIp6     *ebpf.Program `ebpf:"deliver_ip6"`
-	DevXmit        *ebpf.Program `ebpf:"dev_xmit"`
-	FindSymbols    *ebpf.Program `ebpf:"find_symbols"`
-	HookEnter      *ebpf.Program `ebpf:"hook_enter"`
-	HookExit       *ebpf.Program `ebpf:"hook_exit"`
-	Ip6tBhEnter    *ebpf.Program `ebpf:"ip6t_bh_enter"`
-	Ip6tBhExit     *ebpf.Program `ebpf:"ip6t_bh_exit"`
-	Ip6tSpareEnter *ebpf.Program `ebpf:"ip6t_spare_enter"`
-	Ip6tSpareExit  *ebpf.Program `ebpf:"ip6t_spare_exit"`
-	Ip6tTaskEnter  *ebpf.Program `ebpf:"ip6t_task_enter"`
-	Ip6tTaskExit   *ebpf.Program `ebpf:"ip6t_task_exit"`
-	IptBhEnter     *ebpf.Program `ebpf:"ipt_bh_enter"`
-	IptBhExit      *ebpf.Program `ebpf:"ipt_bh_exit"`
-	IptSpareEnter  *ebpf.Program `ebpf:"ipt_spare_enter"`
-	IptSpareExit   *ebpf.Program `ebpf:"ipt_spare_exit"`
-	IptTaskEnter   *ebpf.Program `ebpf:"ipt_task_enter"`
-	IptTaskExit    *ebpf.Program `ebpf:"ipt_task_exit"`
-	NatEnter       *ebpf.Program `ebpf:"nat_enter"`
-	NatExit        *ebpf.Program `ebpf:"nat_exit"`
-	SkbFree        *ebpf.Program `ebpf:"skb_free"`
-	SkbMorph       *ebpf.Program `ebpf:"skb_morph"`
-	SkbRelease     *ebpf.Program `ebpf:"skb_release"`
-	TableFree      *ebpf.Program `ebpf:"table_free"`
-	TableLookup    *ebpf.Program `ebpf:"table_lookup"`
+	BrForward     *ebpf.Program `ebpf:"br_forward"`
+	DefragIp      *ebpf.Program `ebpf:"defrag_ip"`
+	DefragIp6     *ebpf.Program `ebpf:"defrag_ip6"`
+	DeliverIp     *ebpf.Program `ebpf:"deliver_ip"`
+	DeliverIp6    *ebpf.Program `ebpf:"deliver_ip6"`
+	DevXmit       *ebpf.Program `ebpf:"dev_xmit"`
+	FindSymbols   *ebpf.Program `ebpf:"find_symbols"`
+	HookEnter     *ebpf.Program `ebpf:"hook_enter"`
+	HookEnterTask *ebpf.Program `ebpf:"hook_enter_task"`
+	Nat           *ebpf.Program `ebpf:"nat"`
+	NatIcmp       *ebpf.Program `ebpf:"nat_icmp"`
+	NatIcmp6      *ebpf.Program `ebpf:"nat_icmp6"`
+	SchedSwitch   *ebpf.Program `ebpf:"sched_switch"`
+	SkbConsume    *ebpf.Program `ebpf:"skb_consume"`
+	SkbDrop       *ebpf.Program `ebpf:"skb_drop"`
+	SkbMorph      *ebpf.Program `ebpf:"skb_morph"`
+	SkbRelease    *ebpf.Program `ebpf:"skb_release"`
+	SoftirqExit   *ebpf.Program `ebpf:"softirq_exit"`
+	TableFree     *ebpf.Program `ebpf:"table_free"`
+	TableLookup   *ebpf.Program `ebpf:"table_lookup"`
 }
 
 func (p *NftracePrograms) Close() error {
 	return _NftraceClose(
 		p.BrForward,
+		p.DefragIp,
+		p.DefragIp6,
 		p.DeliverIp,
 		p.DeliverIp6,
 		p.DevXmit,
 		p.FindSymbols,
 		p.HookEnter,
-		p.HookExit,
-		p.Ip6tBhEnter,
-		p.Ip6tBhExit,
-		p.Ip6tSpareEnter,
-		p.Ip6tSpareExit,
-		p.Ip6tTaskEnter,
-		p.Ip6tTaskExit,
-		p.IptBhEnter,
-		p.IptBhExit,
-		p.IptSpareEnter,
-		p.IptSpareExit,
-		p.IptTaskEnter,
-		p.IptTaskExit,
-		p.NatEnter,
-		p.NatExit,
-		p.SkbFree,
+		p.HookEnterTask,
+		p.Nat,
+		p.NatIcmp,
+		p.NatIcmp6,
+		p.SchedSwitch,
+		p.SkbConsume,
+		p.SkbDrop,
 		p.SkbMorph,
 		p.SkbRelease,
+		p.SoftirqExit,
 		p.TableFree,
 		p.TableLookup,
 	)

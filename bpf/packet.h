@@ -88,7 +88,8 @@ static __always_inline void read_data(struct pkt *p, struct sk_buff *skb)
 	u32 off = skb->data - head;
 	u32 lin = skb->len - skb->data_len + off;
 
-	p->len = skb->len;
+	/* From the network header on, wherever skb->data is. */
+	p->len = skb->len + off - nh;
 	p->mark = skb->mark;
 	p->ctinfo = skb->_nfct & 7;
 	/* The linear part, from the network header on. */
@@ -129,6 +130,10 @@ static __always_inline void read_pkt(struct pkt *p, struct sk_buff *skb,
 	}
 }
 
+/*
+ * Whether two states of a packet differ in nothing that a target may have changed. Time to
+ * live and checksum are left out: routing changes them, too.
+ */
 static __always_inline bool same_data(const struct pkt *a, const struct pkt *b)
 {
 	const u32 *x = (const u32 *)a->data, *y = (const u32 *)b->data;
@@ -138,7 +143,12 @@ static __always_inline bool same_data(const struct pkt *a, const struct pkt *b)
 	       (a->ctinfo ^ b->ctinfo) | (a->cap ^ b->cap);
 #pragma unroll
 	for (int i = 0; i < PKT_DATA / 4; i++)
-		diff |= x[i] ^ y[i];
+		if (i != 1 && i != 2)
+			diff |= x[i] ^ y[i];
+	if (b->ethertype == ETH_P_IP)
+		diff |= (x[1] ^ y[1]) | ((x[2] ^ y[2]) & bpf_htonl(0x00ff0000));
+	else
+		diff |= ((x[1] ^ y[1]) & bpf_htonl(0xffffff00)) | (x[2] ^ y[2]);
 	return !diff;
 }
 

@@ -1,27 +1,26 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * Which rules of a legacy table (ip_tables, ip6_tables) a packet matched, from
- * the table's own counters.
+ * Which rules of legacy tables (ip_tables, ip6_tables) a packet matched, from the
+ * tables' own counters.
  *
  * ipt_do_table adds one to the per-CPU counter of exactly the entries that TRACE
- * would log. So the counters of this CPU are copied when the function begins
- * (a "run" opens) and compared when it returns; the entries that grew are sent to
- * user space, which knows the table's structure and tells order and names.
+ * would log, and it runs only within nf_hook_slow. So when a followed packet enters a
+ * hook (a "frame" opens), this CPU's counters of all tables of that hook are copied;
+ * when the packet appears anywhere else, they are compared. The entries that grew are
+ * sent to user space, which knows the tables' structure and tells order and names.
  *
- * The function evaluates with bottom halves off, but is entered and left as its
- * caller runs. In process context (local output) other runs may therefore
- * fall between the two probes: softirq packets nest, and under full preemption
- * other tasks' runs overlap. What keeps the result exact:
+ * A frame has the CPU only while nobody else does. It is stopped, which means compared,
+ * and started again, which means copied anew,
  *
- *  - xt_recseq, the kernel's own per-CPU sequence count of evaluations, tells how
- *    many fell between entry and exit, whether our probes saw them or not. Two
- *    steps: only this packet's own. It also tells if one fell into our copying.
- *  - A run with bottom halves off cannot be disturbed. What it counted is added
- *    to the snapshots of the runs that are open around it (it nests in them), so
- *    that they never see it. To that end it is copied even if nobody follows its
- *    packet.
- *  - Runs that were disturbed by other tasks' are marked REC_F_SHARED and resolved,
- *    or not, by user space; REC_FOREIGN gives it those that are not followed.
+ *  - where another packet enters a hook, on top of it in the same stack (the reply that
+ *    REJECT sends) or in a softirq; it goes on when that one has left or at the softirq's
+ *    end;
+ *  - where the scheduler takes the CPU from its task, and where it gives one back,
+ *    maybe another one.
+ *
+ * xt_recseq, the kernel's own per-CPU count of evaluations, tells whether anything was
+ * missed: the record says how many tables were run through while the frame had the CPU,
+ * and user space compares that with the tables whose rules grew.
  */
 #ifndef NFTRACE_XT_H
 #define NFTRACE_XT_H
@@ -29,28 +28,29 @@
 #include "maps.h"
 #include "compat.h"
 #include "packet.h"
+#include "filter.h"
 
 #define BLOCK	   256 /* counters in a per-CPU allocation of 4096 bytes */
 #define MAX_BLOCKS 256 /* 65,536 entries */
-#define RUNS	   8   /* runs open at once on a CPU, per family */
 #define TRIES	   3   /* to copy the counters while nobody changes them */
-#define STALE_NS   1000000000ULL
 
-enum family { FAM_IP, FAM_IP6, FAM_MAX };
-
-/*
- * The kernel skips a program that is hit while it runs on the same CPU. A softirq that
- * interrupts a task's probe hits the same function; so each probe is there twice, for
- * tasks and for what runs with bottom halves off, and only one of them does anything.
- * Where tasks preempt each other in the kernel, a spare one for tasks is attached
- * besides: whichever of the two comes first does the work.
- */
-enum context { CTX_TASK, CTX_SPARE, CTX_BH, CTX_MAX };
+enum limits {
+	FRAMES = 8, /* frames of a CPU */
+};
 
 struct xt_counters {
 	u64 pcnt; /* in an entry on SMP: the per-CPU pointer */
 	u64 bcnt;
 };
+
+struct block {
+	struct xt_counters c[BLOCK];
+};
+
+/* Blocks that there is room for in a snapshot of all tables of a hook. */
+const volatile u32 snap_blocks = 1;
+
+/* ---- tables ---- */
 
 /* One generation of one table, by the address of its xt_table_info. */
 struct xt_tab {
@@ -58,95 +58,67 @@ struct xt_tab {
 	u64 entries; /* address of the first entry */
 	u32 number;  /* of entries */
 	u32 blocks;
-	char name[32];
 	u64 base[MAX_BLOCKS]; /* per-CPU pointers of the counter blocks */
 };
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 1024);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, u64);
 	__type(value, struct xt_tab);
 } xt_tables SEC(".maps");
 
-enum { SCRATCH_LOOKUP = FAM_MAX * CTX_MAX, SCRATCH_MAX };
+/* The probes, which each have their own space to work in: a softirq may interrupt one. */
+enum on {
+	ON_HOOK,
+	ON_HOOK_TASK,
+	ON_LOOKUP,
+	ON_XMIT,
+	ON_BRIDGE,
+	ON_DELIVER,
+	ON_DELIVER6,
+	ON_NAT,
+	ON_DROP,
+	ON_CONSUME,
+	ON_MORPH,
+	ON_RELEASE,
+	ON_SOFTIRQ,
+	ON_SWITCH,
+	ON_MAX
+};
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, SCRATCH_MAX);
+	__uint(max_entries, ON_MAX);
 	__type(key, u32);
 	__type(value, struct xt_tab);
 } xt_tab_scratch SEC(".maps");
 
-/* A call of ipt_do_table between its two probes. */
-struct run {
-	u64 ctx; /* names the call: its frame in the trampoline; 0: free */
-	u64 private;
-	u64 gen;
-	u64 skb;
-	u64 jid; /* 0: a packet that is not followed */
-	u64 ts;
-	u64 task;	/* 0 with bottom halves off */
-	u64 migrations; /* of the task */
-	u32 recseq;	/* xt_recseq after the snapshot */
-	u32 flags;	/* REC_F_* */
-	u32 wanted;	/* user space needs it even if not followed */
-	u32 pad;
-	struct pkt before;
-};
-
-struct runs {
-	struct run r[RUNS];
-	/* What the entry probe finds when it looks through r: see opaque(). */
-	u32 free;   /* a free one; RUNS: none */
-	u32 others; /* whether the same table is open already */
-};
-
-/* Index: CPU * FAM_MAX + family. Resized at load. */
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, FAM_MAX);
-	__type(key, u32);
-	__type(value, struct runs);
-} xt_runs SEC(".maps");
-
-struct block {
-	struct xt_counters c[BLOCK];
-};
-
 /*
- * The copied counters: snap_blocks blocks for each run. Resized at load. Index:
- * ((CPU * FAM_MAX + family) * RUNS + run) * snap_blocks + block.
+ * struct xt_table begins alike in all kernels. The loader compares this with the type
+ * information of module x_tables, which the probes in the kernel itself cannot use.
  */
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, u32);
-	__type(value, struct block);
-} xt_snap SEC(".maps");
-
-const volatile u32 snap_blocks = 1;
-
-/* Set once all probes of a family are attached: until then they see halves. */
-u32 xt_on[FAM_MAX] = {};
-
-/* Number of runs open anywhere. */
-u64 open_runs = 0;
-
-/* What the exit probe works in. Index: family * CTX_MAX + context. */
-struct xt_exit {
-	struct rec_table rec;
-	u32 slot; /* see opaque() */
-	struct rec_pkt after;
-	struct block now;
+struct xt_table_head {
+	u64 next, prev; /* in the list of the namespace's tables */
+	u32 valid_hooks;
+	u32 pad;
+	u64 private;
 };
 
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, FAM_MAX *CTX_MAX);
-	__type(key, u32);
-	__type(value, struct xt_exit);
-} xt_exit_scratch SEC(".maps");
+/* What the loader knows of module x_tables once it is there. */
+struct xt_layout {
+	u32 on;		     /* until then there are no tables */
+	u32 pernet_id;	     /* xt_pernet_id: of struct xt_pernet in net->gen */
+	u32 name;	     /* offsets: in struct xt_table */
+	u32 number, entries; /* in struct xt_table_info */
+	u32 pad;
+};
+
+struct xt_layout xt = {};
+
+/* Counts tables that were freed. */
+u64 xt_frees = 0;
 
 /*
  * struct ipt_entry and ip6t_entry (UAPI): the counters end the header, and
@@ -157,22 +129,20 @@ struct xt_entry_tail {
 	struct xt_counters counters;
 };
 
-static __always_inline u32 tail_offset(u32 fam)
+static __always_inline u32 tail_offset(u32 pf)
 {
-	return fam == FAM_IP6 ? 152 - 16 : 96 - 16;
+	return pf == NFPROTO_IPV6 ? 152 - 16 : 96 - 16;
 }
 
-static __always_inline u16 next_offset(u32 fam, const struct xt_entry_tail *t)
+static __always_inline u16 next_offset(u32 pf, const struct xt_entry_tail *t)
 {
-	return fam == FAM_IP6 ? t->before[3] : t->before[5];
+	return pf == NFPROTO_IPV6 ? t->before[3] : t->before[5];
 }
-
-/* ---- tables ---- */
 
 struct tab_walk {
 	struct xt_tab *tab;
 	u64 at;
-	u32 fam;
+	u32 pf;
 	u32 bad;
 };
 
@@ -183,13 +153,13 @@ static long tab_walk_entry(u32 i, struct tab_walk *w)
 	u16 next;
 
 	if (bpf_probe_read_kernel(&t, sizeof(t),
-				  (void *)(w->at + tail_offset(w->fam)))) {
+				  (void *)(w->at + tail_offset(w->pf)))) {
 		w->bad = 1;
 		return 1;
 	}
 	if (i % BLOCK == 0)
 		tab->base[bounded(i / BLOCK, MAX_BLOCKS - 1)] = t.counters.pcnt;
-	next = next_offset(w->fam, &t);
+	next = next_offset(w->pf, &t);
 	if (!next) {
 		w->bad = 1;
 		return 1;
@@ -202,30 +172,27 @@ static long tab_walk_entry(u32 i, struct tab_walk *w)
  * The table at info, made known if it is new. NULL: it has more entries than
  * there is room for, or could not be read.
  */
-static __always_inline struct xt_tab *tab_get(u64 info, struct xt_table *table,
-					      u32 fam, u32 scratch)
+static __noinline struct xt_tab *tab_make(u64 info, u32 pf, u32 on)
 {
-	struct xt_tab *tab = bpf_map_lookup_elem(&xt_tables, &info);
-	struct xt_table_info *ti = (void *)info;
 	struct tab_walk w = {};
+	struct xt_tab *tab;
 
-	if (tab)
-		return tab;
-	tab = bpf_map_lookup_elem(&xt_tab_scratch, &scratch);
+	tab = bpf_map_lookup_elem(&xt_tab_scratch, &on);
 	if (!tab)
 		return NULL;
 	tab->gen = bpf_ktime_get_ns();
-	tab->number = BPF_CORE_READ(ti, number);
-	tab->entries = (u64)&ti->entries;
+	tab->number = 0;
+	bpf_probe_read_kernel(&tab->number, sizeof(tab->number),
+			      (void *)(info + xt.number));
+	tab->entries = info + xt.entries;
 	tab->blocks = (tab->number + BLOCK - 1) / BLOCK;
 	if (!tab->number || tab->blocks > snap_blocks ||
 	    tab->blocks > MAX_BLOCKS)
 		return NULL;
-	bpf_probe_read_kernel(tab->name, sizeof(tab->name), &table->name);
 	if (nr_cpus > 1) {
 		w.tab = tab;
 		w.at = tab->entries;
-		w.fam = fam;
+		w.pf = pf;
 		bpf_loop(tab->number, tab_walk_entry, &w, 0);
 		if (w.bad)
 			return NULL;
@@ -234,129 +201,295 @@ static __always_inline struct xt_tab *tab_get(u64 info, struct xt_table *table,
 	return bpf_map_lookup_elem(&xt_tables, &info);
 }
 
-/* ---- counters ---- */
+static __always_inline struct xt_tab *tab_get(u64 info, u32 pf, u32 on)
+{
+	struct xt_tab *tab = bpf_map_lookup_elem(&xt_tables, &info);
 
-struct copy {
-	struct xt_tab *tab;
-	struct xt_exit *x; /* comparing: where the hits go; NULL: copying */
-	struct block *old; /* comparing: the block of the snapshot */
-	u64 at;		   /* inline counters: the entry's address */
-	u64 percpu;	   /* offset of this CPU's variables */
-	u32 snap;	   /* index of the first block in xt_snap */
-	u32 fam;
-	u32 first; /* comparing: the entry of the block's first counter */
-	u32 bad;
+	return tab ? tab : tab_make(info, pf, on);
+}
+
+/* ---- frames ---- */
+
+struct frame_table {
+	u64 table; /* struct xt_table * */
+	u64 at; /* of a single block its per-CPU pointer; inline: the first entry */
+	u32 number;
+	u32 blocks;
+	u32 snap; /* number of its first block in the frame's snapshot */
+	u32 pad;
 };
 
-/* Notes an entry if it grew. */
-static __always_inline void compare(struct rec_table *rec, u32 index,
+/* A call of nf_hook_slow for a followed packet. */
+struct frame {
+	u64 sp;	  /* where in the stack the call is; 0: free */
+	u64 task; /* whose stack; 0: a softirq's */
+	u64 skb;
+	u64 jid;
+	u64 net;   /* struct net * */
+	u64 frees; /* xt_frees when it opened */
+	u32 cpu;
+	u32 recseq; /* when it got the CPU */
+	u32 epoch;  /* counts stops and starts */
+	u32 split;  /* number of parts that nf_nat_manip_pkt has ended */
+	u32 first;  /* the first one of its journey */
+	u32 blocks; /* used of its snapshot */
+	u32 pad;
+	struct frame_table tables[MAX_TABLES];
+	struct rec_hook rec;
+	struct hit spill[MAX_HITS]; /* so that the verifier sees rec.hits end */
+};
+
+/* Index: CPU * FRAMES + number. Resized at load. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, FRAMES);
+	__type(key, u32);
+	__type(value, struct frame);
+} frames SEC(".maps");
+
+/* The copied counters: snap_blocks blocks for each frame. Resized at load. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, u32);
+	__type(value, struct block);
+} xt_snap SEC(".maps");
+
+/* What the comparison reads a block into. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, ON_MAX);
+	__type(key, u32);
+	__type(value, struct block);
+} xt_now SEC(".maps");
+
+struct cpu {
+	u32 running; /* 1 + the frame that has the CPU; 0: none */
+	u32 next;    /* where to look for a free frame */
+};
+
+/* Index: CPU. Resized at load. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, u32);
+	__type(value, struct cpu);
+} cpus SEC(".maps");
+
+/* On which CPU a task last opened a frame: CPU * FRAMES. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 4096);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, u64);
+	__type(value, u32);
+} task_frames SEC(".maps");
+
+/* Numbers of frames that are open: all, and those of tasks. */
+u64 open_frames = 0;
+u64 open_task_frames = 0;
+
+/* Where a probe runs that is to stop, to start or to end frames. */
+struct where {
+	struct cpu *c;
+	u64 task; /* whose stack; 0: a softirq's */
+	u32 cpu;
+	u32 on; /* enum on */
+};
+
+static __always_inline struct frame *frame_at(u32 n)
+{
+	u32 key = n - 1;
+
+	return n ? bpf_map_lookup_elem(&frames, &key) : NULL;
+}
+
+static __always_inline bool where_am_i(struct where *w, enum on on)
+{
+	w->on = on;
+	w->cpu = bpf_get_smp_processor_id();
+	w->c = bpf_map_lookup_elem(&cpus, &w->cpu);
+	w->task = in_softirq() ? 0 : bpf_get_current_task();
+	return w->c;
+}
+
+/* ---- counters ---- */
+
+/*
+ * How far a pass over the counters of a frame's tables has come: in a map's memory, where
+ * the verifier does not follow each value. Each probe has its own.
+ */
+struct cursor {
+	u64 entry; /* inline counters: the next entry's address */
+	u32 table;
+	u32 block; /* of the table */
+	u32 from;  /* the entry of the block's first counter */
+	u32 nhits;
+	u32 bad; /* REC_F_* */
+	u32 pad;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, ON_MAX);
+	__type(key, u32);
+	__type(value, struct cursor);
+} cursors SEC(".maps");
+
+struct hits {
+	struct hit h[MAX_HITS];
+};
+
+/* What a comparison found, until it is known that nothing came in between. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, ON_MAX);
+	__type(key, u32);
+	__type(value, struct hits);
+} hits_found SEC(".maps");
+
+/* One pass. */
+struct sweep {
+	struct frame *f;
+	struct cursor *c;
+	struct hits *found;
+	struct block
+		*now; /* comparing: where a block is read to; NULL: copying */
+	struct block *old;
+	u64 percpu; /* offset of this CPU's variables */
+	u32 snap;   /* index of the frame's first block in xt_snap */
+};
+
+/*
+ * Notes an entry if it grew. Behind MAX_HITS it begins anew, which user space never sees
+ * (REC_F_TOOMANY): one way through the code is all that the verifier has to follow.
+ */
+static __always_inline void compare(struct sweep *s, u32 index,
 				    struct xt_counters *now,
 				    struct xt_counters *old)
 {
-	u32 n = rec->nhits;
 	struct hit *h;
 
 	if (now->pcnt == old->pcnt)
 		return;
-	rec->nhits = n + 1;
-	if (n >= MAX_HITS)
-		return;
-	h = &rec->hits[n];
+	h = &s->found->h[bounded(s->c->nhits, MAX_HITS - 1)];
+	s->c->nhits++;
 	h->index = index;
+	h->table = s->c->table;
 	h->packets = now->pcnt - old->pcnt;
 	h->bytes = now->bcnt - old->bcnt;
 }
 
 #define BATCH 8 /* counters that are compared at a time */
 
-static long compare_batch(u32 nr, struct copy *c)
+static long compare_batch(u32 nr, struct sweep *s)
 {
 	u64 first = bounded(nr, BLOCK / BATCH - 1) * BATCH, diff = 0;
-	struct xt_exit *x = c->x;
-	struct xt_counters *now = &x->now.c[first], *old = &c->old->c[first];
+	struct xt_counters *now = &s->now->c[first], *old = &s->old->c[first];
 
 #pragma unroll
 	for (int i = 0; i < BATCH; i++)
 		diff |= now[i].pcnt ^ old[i].pcnt;
 	if (!diff)
 		return 0;
+#pragma unroll
 	for (int i = 0; i < BATCH; i++)
-		if (c->first + first + i < c->tab->number)
-			compare(&x->rec, c->first + first + i, &now[i],
-				&old[i]);
+		compare(s, s->c->from + first + i, &now[i], &old[i]);
 	return 0;
 }
 
-/* Copies or compares a block of per-CPU counters. */
-static long copy_block(u32 b, struct copy *c)
+/* Inline counters (one CPU): copies or compares one entry's. */
+static long sweep_entry(u32 i, struct sweep *s)
 {
-	struct xt_tab *tab = c->tab;
-	u32 key = c->snap + b;
-	u64 n;
-	struct block *old = bpf_map_lookup_elem(&xt_snap, &key);
-	struct xt_exit *x = c->x;
-	void *src;
-
-	if (!old || b >= MAX_BLOCKS)
-		return 1;
-	src = (void *)(tab->base[bounded(b, MAX_BLOCKS - 1)] + c->percpu);
-	n = tab->number - b * BLOCK;
-	if (n > BLOCK)
-		n = BLOCK;
-	n = bounded(n, 2 * BLOCK - 1);
-	if (n > BLOCK)
-		return 1;
-	if (!x) {
-		if (!bpf_probe_read_kernel(old, n * sizeof(old->c[0]), src))
-			return 0;
-		c->bad = 1;
-		return 1;
-	}
-	if (bpf_probe_read_kernel(&x->now, n * sizeof(old->c[0]), src)) {
-		c->bad = 1;
-		return 1;
-	}
-	c->old = old;
-	c->first = b * BLOCK;
-	bpf_loop((n + BATCH - 1) / BATCH, compare_batch, c, 0);
-	return 0;
-}
-
-/* The same for one entry of a table with inline counters (one CPU). */
-static long copy_entry(u32 i, struct copy *c)
-{
-	u32 key = c->snap + i / BLOCK;
-	struct block *old = bpf_map_lookup_elem(&xt_snap, &key);
-	struct xt_exit *x = c->x;
+	u32 pf = s->f->rec.place.pf;
 	struct xt_entry_tail t;
 	struct xt_counters *o;
 
-	if (!old)
-		return 1;
 	if (bpf_probe_read_kernel(&t, sizeof(t),
-				  (void *)(c->at + tail_offset(c->fam)))) {
-		c->bad = 1;
+				  (void *)(s->c->entry + tail_offset(pf)))) {
+		s->c->bad |= REC_F_FAULT;
 		return 1;
 	}
-	c->at += next_offset(c->fam, &t);
-	o = &old->c[i % BLOCK];
-	if (!x)
+	s->c->entry += next_offset(pf, &t);
+	o = &s->old->c[bounded(i, BLOCK - 1)];
+	if (!s->now)
 		*o = t.counters;
 	else
-		compare(&x->rec, i, &t.counters, o);
+		compare(s, s->c->from + i, &t.counters, o);
 	return 0;
 }
 
-static __always_inline bool copy_counters(struct copy *c)
+/* Copies or compares one block of counters, and goes on to the next. */
+static long sweep_block(u32 nr, struct sweep *s)
 {
-	if (nr_cpus > 1) {
-		c->percpu = (u64)this_cpu(0);
-		bpf_loop(c->tab->blocks, copy_block, c, 0);
-	} else {
-		c->at = c->tab->entries;
-		bpf_loop(c->tab->number, copy_entry, c, 0);
+	struct frame *f = s->f;
+	u64 t = bounded(s->c->table, 7), n, up, at;
+	struct frame_table *ft;
+	u32 key, b = s->c->block;
+	u64 private, now;
+
+	if (t >= f->rec.ntables || t >= MAX_TABLES)
+		return 1;
+	ft = &f->tables[t];
+	private = f->rec.tables[t].private;
+	key = s->snap + ft->snap + b;
+	s->old = bpf_map_lookup_elem(&xt_snap, &key);
+	if (!s->old)
+		return 1;
+	if (!b && s->now) {
+		now = 0;
+		bpf_probe_read_kernel(
+			&now, sizeof(now),
+			(void *)(ft->table +
+				 offsetof(struct xt_table_head, private)));
+		if (now != private)
+			s->c->bad |= REC_F_REPLACED;
 	}
-	return !c->bad;
+	at = ft->at;
+	if (ft->blocks > 1 || f->frees != xt_frees) {
+		struct xt_tab *tab = bpf_map_lookup_elem(&xt_tables, &private);
+
+		if (!tab || tab->gen != f->rec.tables[t].gen) {
+			s->c->bad |= REC_F_REPLACED;
+			return 1;
+		}
+		at = tab->base[bounded(b, MAX_BLOCKS - 1)];
+	}
+	n = ft->number - b * BLOCK;
+	if (n > BLOCK)
+		n = BLOCK;
+	/* What is behind the last counter is the table's, too, and never changes. */
+	up = bounded(n + BATCH - 1, 2 * BLOCK - BATCH);
+	if (up > BLOCK)
+		return 1;
+	s->c->from = b * BLOCK;
+	if (nr_cpus == 1) {
+		if (!b)
+			s->c->entry = ft->at;
+		bpf_loop(n, sweep_entry, s, 0);
+	} else if (bpf_probe_read_kernel(s->now ?: s->old,
+					 up * sizeof(struct xt_counters),
+					 (void *)(at + s->percpu))) {
+		s->c->bad |= REC_F_FAULT;
+	} else if (s->now) {
+		bpf_loop(up / BATCH, compare_batch, s, 0);
+	}
+	s->c->block = b + 1;
+	if (s->c->block >= ft->blocks) {
+		s->c->block = 0;
+		s->c->table++;
+	}
+	return 0;
+}
+
+static __always_inline void sweep(struct sweep *s, struct frame *f, u32 n)
+{
+	s->f = f;
+	s->snap = (n - 1) * snap_blocks;
+	s->c->table = 0;
+	s->c->block = 0;
+	s->percpu = (u64)this_cpu(0);
+	bpf_loop(snap_blocks, sweep_block, s, 0);
 }
 
 /* x_tables.h:xt_write_recseq_begin: odd while this CPU evaluates. */
@@ -370,381 +503,480 @@ static __always_inline u32 recseq(void)
 	return seq;
 }
 
-/* ---- runs ---- */
-
-/*
- * The index n, through memory, so that the verifier forgets which iteration of a loop
- * it came from. Otherwise it follows all that comes behind the loop once for each
- * iteration, which takes RUNS times as long.
- */
-static __always_inline u64 opaque(u32 *mem, u32 n)
+/* The frame has the CPU from now on. */
+static __noinline int frame_start(struct where *w, u32 n)
 {
-	*(volatile u32 *)mem = n;
-	return bounded(*(volatile u32 *)mem, RUNS - 1);
-}
+	struct sweep s = {};
+	struct frame *f = frame_at(n);
+	u32 epoch, seq;
 
-static __always_inline bool run_open(struct run *r, u64 private, u64 now)
-{
-	return r->ctx && r->private == private && now - r->ts < STALE_NS;
-}
-
-/* A run that ends, and how it bears on those that are open around it. */
-struct settle {
-	struct runs *runs;
-	struct run *r;
-	struct rec_table *rec;
-	u32 slot;
-	u32 key; /* CPU * FAM_MAX + family */
-	u32 snap;
-};
-
-/* Adds a hit to a snapshot, as if it had been there when it was taken. */
-static long shift_hit(u32 nr, struct settle *s)
-{
-	struct hit *h = &s->rec->hits[bounded(nr, MAX_HITS - 1)];
-	u32 key = s->snap + h->index / BLOCK;
-	struct block *b = bpf_map_lookup_elem(&xt_snap, &key);
-	struct xt_counters *c;
-
-	if (!b)
-		return 1;
-	c = &b->c[h->index % BLOCK];
-	c->pcnt += h->packets;
-	c->bcnt += h->bytes;
-	return 0;
-}
-
-#define REC_F_UNREADABLE                                                       \
-	(REC_F_NOTABLE | REC_F_FAULT | REC_F_TORN | REC_F_REPLACED |           \
-	 REC_F_MIGRATED)
-
-static long settle_run(u32 nr, struct settle *s)
-{
-	u64 i = bounded(nr, RUNS - 1);
-	struct run *o = &s->runs->r[i], *r = s->r;
-
-	if (i == s->slot || !run_open(o, r->private, s->rec->hdr.ts))
+	s.c = bpf_map_lookup_elem(&cursors, &w->on);
+	if (!f || !s.c)
 		return 0;
-	if (!(r->flags & REC_F_ATOMIC)) {
-		/* Their order is not known here: user space finds out. */
-		if (o->jid)
-			r->wanted = 1;
-		if (r->jid)
-			o->wanted = 1;
-	} else if (s->rec->hdr.flags & (REC_F_UNREADABLE | REC_F_TOOMANY)) {
-		o->flags |= REC_F_TORN;
-	} else {
-		s->snap = (s->key * RUNS + i) * snap_blocks;
-		bpf_loop(s->rec->nhits, shift_hit, s, 0);
+	f->cpu = w->cpu;
+	epoch = f->epoch + 1;
+	f->epoch = epoch;
+	if (!f->rec.ntables) {
+		w->c->running = n;
+		return 0;
 	}
+	s.c->bad = 0;
+	seq = recseq();
+	sweep(&s, f, n);
+	/* At the end of a softirq that came meanwhile this was done anew. */
+	if (f->epoch != epoch)
+		seq = recseq();
+	f->recseq = seq;
+	*(volatile u32 *)&w->c->running = n;
+	if (recseq() != seq)
+		s.c->bad |= REC_F_TORN;
+	if (seq & 1)
+		s.c->bad |= REC_F_UNCOUNTED;
+	f->rec.hdr.flags |= s.c->bad;
 	return 0;
 }
 
-static __always_inline void run_close(struct run *r)
+/* What a frame matched since it got the CPU. Returns whether that is sure. */
+static __always_inline bool frame_look(struct where *w, struct frame *f, u32 n,
+				       struct sweep *s)
 {
-	r->ctx = 0;
-	__sync_fetch_and_add(&open_runs, -1);
+	u32 epoch = f->epoch, began = f->recseq, seq = recseq(), now;
+	u64 had, found;
+
+	s->c->nhits = 0;
+	s->c->bad = 0;
+	/* Odd: within another's run, which does not count. */
+	if (seq != began || seq & 1)
+		sweep(s, f, n);
+	now = recseq();
+	/* A softirq that came meanwhile has done all this itself. */
+	if (f->epoch != epoch)
+		return now == f->recseq;
+	if (now != seq)
+		return false;
+	/* From here on one that comes finds nothing to do. */
+	*(volatile u32 *)&w->c->running = 0;
+	had = f->rec.nhits;
+	found = s->c->nhits;
+	if (had + found >= MAX_HITS) {
+		s->c->bad |= REC_F_TOOMANY;
+	} else if (found) {
+		f->rec.nhits = had + found;
+		had = bounded(had, MAX_HITS - 1);
+		found = bounded(found, MAX_HITS - 1);
+		bpf_probe_read_kernel(&f->rec.hits[had],
+				      found * sizeof(struct hit), s->found);
+	}
+	f->rec.hdr.flags |= s->c->bad;
+	f->rec.runs += (seq + 1) / 2 - (began + 1) / 2;
+	return true;
 }
 
-/* The entry probe. ctx names the call. */
-static __always_inline void run_begin(void *ctx, u32 fam, enum context context,
-				      struct xt_table *table,
-				      struct sk_buff *skb,
-				      struct nf_hook_state *state)
+/* Whatever frame has the CPU has it no more: what it matched is known now. */
+static __noinline int frame_stop(struct where *w)
 {
-	u32 cpu = bpf_get_smp_processor_id(), key = cpu * FAM_MAX + fam;
-	u64 frame = (u64)ctx, task = bpf_get_current_task(), private, now;
-	struct copy c = {};
-	struct journey *j;
-	struct runs *runs;
-	struct run *r;
-	u64 slot;
-	u32 seq;
-	bool atomic;
+	u32 n = w->c->running;
+	struct frame *f = frame_at(n);
+	struct sweep s = {};
 
-	atomic = bh_off();
-	if (atomic != (context == CTX_BH))
-		return;
-	j = journey_of(skb);
-	if (!j && !open_runs && atomic)
-		return;
-	runs = bpf_map_lookup_elem(&xt_runs, &key);
-	if (!runs)
-		return;
-	now = bpf_ktime_get_ns();
-	private = (u64)BPF_CORE_READ(table, private);
-	*(volatile u32 *)&runs->free = RUNS;
-	*(volatile u32 *)&runs->others = 0;
-	for (u32 i = 0; i < RUNS; i++) {
-		r = &runs->r[i];
-		/*
-		 * The other one of the two probes for tasks was here, and
-		 * nothing was evaluated since.
-		 */
-		if (!atomic && r->ctx == frame && r->skb == (u64)skb &&
-		    r->jid == (j ? j->id : 0) && r->recseq == recseq())
-			return;
-		/*
-		 * A call in the same frame, or of a task that can be in one
-		 * only: the old one's exit was missed.
-		 */
-		if (r->ctx && (r->ctx == frame || now - r->ts >= STALE_NS ||
-			       (!atomic && r->task == task)))
-			run_close(r);
-		if (!r->ctx)
-			*(volatile u32 *)&runs->free = i;
-		else if (r->private == private)
-			*(volatile u32 *)&runs->others = 1;
+	if (!f || !f->sp || f->cpu != w->cpu || !f->rec.ntables) {
+		w->c->running = 0;
+		return 0;
 	}
-	if (!j && atomic && !*(volatile u32 *)&runs->others)
-		return;
-	slot = *(volatile u32 *)&runs->free;
-	if (slot >= RUNS) {
-		count_loss(LOSS_SLOTS);
-		return;
-	}
-	slot = bounded(slot, RUNS - 1);
-	r = &runs->r[slot];
-	r->private = private;
-	r->gen = 0;
-	r->skb = (u64)skb;
-	r->jid = j ? j->id : 0;
-	r->ts = now;
-	r->flags = atomic ? REC_F_ATOMIC : 0;
-	r->recseq = recseq();
-	r->wanted = 0;
-	r->task = atomic ? 0 : task;
-	r->ctx = frame;
-	__sync_fetch_and_add(&open_runs, 1);
-	if (j) {
-		/* Entered anew, not left: the other probe, or a missed exit. */
-		if (j->run && j->entered != frame) {
-			j->seq++; /* a hole in the path */
-			count_loss(LOSS_EXIT_MISSED);
-		}
-		j->entered = frame;
-		j->run = key * RUNS + slot + 1;
-		j->left = 0;
-		read_pkt(&r->before, skb, state->net);
-	}
-	if (!atomic) {
-		struct task_struct *t = (void *)task;
-
-		r->migrations = BPF_CORE_READ(t, se.nr_migrations);
-	}
-	c.tab = tab_get(private, table, fam, fam * CTX_MAX + context);
-	if (!c.tab) {
-		r->flags |= REC_F_NOTABLE;
-		return;
-	}
-	r->gen = c.tab->gen;
-	c.snap = (key * RUNS + slot) * snap_blocks;
-	c.fam = fam;
-	/* A softirq may have run through the tables meanwhile: once more. */
-	for (int i = 0; i < TRIES; i++) {
-		seq = recseq();
-		if (!copy_counters(&c))
-			r->flags |= REC_F_FAULT;
-		r->recseq = recseq();
-		if (r->recseq == seq)
-			return;
-	}
-	r->flags |= REC_F_TORN;
+	s.now = bpf_map_lookup_elem(&xt_now, &w->on);
+	s.c = bpf_map_lookup_elem(&cursors, &w->on);
+	s.found = bpf_map_lookup_elem(&hits_found, &w->on);
+	if (!s.now || !s.c || !s.found)
+		return 0;
+	if (!frame_look(w, f, n, &s))
+		f->rec.hdr.flags |= REC_F_TORN;
+	f->epoch++;
+	w->c->running = 0;
+	return 0;
 }
 
-/* The exit probe. */
-static __always_inline void run_end(void *ctx, u32 fam, enum context context,
-				    struct xt_table *table, struct sk_buff *skb,
-				    struct nf_hook_state *state, u32 verdict)
+/* ---- frames open and end ---- */
+
+/* What records are made in: see enum on. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, ON_MAX);
+	__type(key, u32);
+	__type(value, struct rec_pkt);
+} after_scratch SEC(".maps");
+
+/* Sends what became known of a frame; skb, if not NULL, is still its packet. */
+static __noinline int frame_send(struct frame *f, struct journey *j,
+				 struct sk_buff *skb, u32 on)
 {
-	u32 cpu = bpf_get_smp_processor_id(), key = cpu * FAM_MAX + fam;
-	u64 frame = (u64)ctx, n;
-	struct journey *j;
-	struct copy c = {};
-	struct rec_table *rec;
-	struct xt_exit *x;
-	struct runs *runs;
-	struct run *r = NULL;
-	u32 scratch = fam * CTX_MAX + context;
-	bool changed = false;
-	u64 slot;
-	u32 seq;
+	struct rec_hook *rec = &f->rec;
+	u32 flags = rec->hdr.flags, netns = rec->hdr.netns;
+	struct rec_pkt *after;
+	u64 n;
 
-	if (bh_off() != (context == CTX_BH))
-		return;
-	runs = bpf_map_lookup_elem(&xt_runs, &key);
-	x = bpf_map_lookup_elem(&xt_exit_scratch, &scratch);
-	if (!runs || !x)
-		return;
-	rec = &x->rec;
-	j = journey_of(skb);
-	for (slot = 0; slot < RUNS; slot++)
-		if (runs->r[slot].ctx == frame)
-			break;
-	if (slot < RUNS) {
-		slot = opaque(&x->slot, slot);
-		r = &runs->r[slot];
+	rec_begin(&rec->hdr, REC_HOOK, j, NULL);
+	rec->hdr.flags |= flags;
+	rec->hdr.netns = netns;
+	if (f->split) {
+		if (skb)
+			read_pkt(&rec->before, skb, (void *)f->net);
+		else
+			rec->before.cap = 0;
 	}
-	if (r && (r->skb != (u64)skb || (j && r->jid != j->id))) {
-		/* Not this call's: that one's exit was missed. */
-		run_close(r);
-		r = NULL;
+	if (!rec->ntables) {
+		if (f->first || f->split)
+			rec_send(rec, offsetof(struct rec_hook, nhits));
+		else
+			rec_send(rec, offsetof(struct rec_hook, before));
+		return 0;
 	}
-	if (!r && (!j || (!j->run && j->left == frame)))
-		return; /* not followed, or the other probe was here */
-	if (j)
-		j->left = frame;
-	rec->nhits = 0;
-	rec_begin(&rec->hdr, j || r->jid ? REC_TABLE : REC_FOREIGN, j,
-		  state->net);
-	if (!j && r->jid) {
-		/* Its packet ended within the table (stolen). */
-		rec->hdr.jid = r->jid;
-		rec->hdr.seq = ~0U;
-	}
-	rec->verdict = verdict;
-	rec->private = (u64)BPF_CORE_READ(table, private);
-	rec->gen = 0;
-	bpf_probe_read_kernel(rec->table, sizeof(rec->table), &table->name);
-	if (!r) {
-		/* Entered elsewhere, or not seen to enter. */
-		if (j->run) {
-			u32 run = j->run - 1, k = run / RUNS;
-			struct runs *rs = bpf_map_lookup_elem(&xt_runs, &k);
-
-			if (rs && rs->r[run % RUNS].jid == j->id)
-				run_close(&rs->r[run % RUNS]);
-			rec->hdr.flags |= REC_F_MIGRATED;
-		} else {
-			rec->hdr.flags |= REC_F_MISSED_ENTRY;
-		}
-		j->run = 0;
-		rec->entry_ts = rec->hdr.ts;
-		read_place(&rec->place, skb, state);
-		read_pkt(&rec->before, skb, state->net);
-		goto send;
-	}
-	if (j)
-		j->run = 0;
-	rec->hdr.flags |= r->flags;
-	rec->gen = r->gen;
-	rec->entry_ts = r->ts;
-	if (rec->private != r->private)
-		rec->hdr.flags |= REC_F_REPLACED;
-	rec->private = r->private;
-
-	if (!(rec->hdr.flags & REC_F_UNREADABLE)) {
-		u32 steps, again;
-
-		c.tab = bpf_map_lookup_elem(&xt_tables, &r->private);
-		if (!c.tab || c.tab->gen != r->gen) {
-			rec->hdr.flags |= REC_F_REPLACED;
-		} else {
-			c.x = x;
-			c.snap = (key * RUNS + slot) * snap_blocks;
-			c.fam = fam;
-			again = 1;
-			for (int i = 0; i < TRIES && again; i++) {
-				rec->nhits = 0;
-				seq = recseq();
-				if (!copy_counters(&c))
-					rec->hdr.flags |= REC_F_FAULT;
-				again = recseq() != seq;
-			}
-			if (again)
-				rec->hdr.flags |= REC_F_TORN;
-			steps = seq - r->recseq;
-			if (!(r->flags & REC_F_ATOMIC)) {
-				struct task_struct *t =
-					(void *)bpf_get_current_task();
-
-				if (steps == 0 ||
-				    r->migrations !=
-					    BPF_CORE_READ(t, se.nr_migrations))
-					rec->hdr.flags |= REC_F_MIGRATED;
-				else if (steps != 2)
-					rec->hdr.flags |= REC_F_SHARED;
-			}
-		}
-	}
-	if (rec->nhits > MAX_HITS) {
-		rec->nhits = MAX_HITS;
-		rec->hdr.flags |= REC_F_TOOMANY;
-	}
-
-	if (open_runs > 1) {
-		struct settle settle = {
-			.runs = runs,
-			.r = r,
-			.rec = rec,
-			.slot = slot,
-			.key = key,
-		};
-
-		bpf_loop(RUNS, settle_run, &settle, 0);
-	}
-	if (rec->hdr.type == REC_FOREIGN && !r->wanted) {
-		run_close(r);
-		return;
-	}
-
-	read_place(&rec->place, skb, state);
-	if (r->jid)
-		rec->before = r->before;
-	else
-		read_pkt(&rec->before, skb, state->net);
-	if (j && verdict != NF_STOLEN) {
-		rec->hdr.flags |= REC_F_ALIVE;
-		read_data(&x->after.pkt, skb);
-		changed = !same_data(&x->after.pkt, &rec->before);
-	}
-	run_close(r);
-send:
 	n = bounded(rec->nhits, 2 * MAX_HITS - 1);
 	if (n > MAX_HITS)
-		return;
-	rec_send(rec,
-		 offsetof(struct rec_table, hits) + n * sizeof(struct hit));
-	if (changed) {
-		rec_begin(&x->after.hdr, REC_AFTER, j, state->net);
-		read_pkt(&x->after.pkt, skb, state->net);
-		rec_send(&x->after, sizeof(x->after));
+		return 0;
+	rec_send(rec, offsetof(struct rec_hook, hits) + n * sizeof(struct hit));
+	if (!skb || f->split || !n)
+		return 0;
+	after = bpf_map_lookup_elem(&after_scratch, &on);
+	if (!after)
+		return 0;
+	read_data(&after->pkt, skb);
+	if (same_data(&after->pkt, &rec->before))
+		return 0;
+	rec_begin(&after->hdr, REC_AFTER, j, NULL);
+	after->hdr.netns = netns;
+	read_pkt(&after->pkt, skb, (void *)f->net);
+	rec_send(after, sizeof(*after));
+	return 0;
+}
+
+/* Ends a frame that does not have the CPU; skb, if not NULL, is still its packet. */
+static __noinline int frame_end(struct where *w, u32 n, struct sk_buff *skb)
+{
+	struct frame *f = frame_at(n);
+	struct journey *j;
+	struct cpu *c;
+	u64 key;
+
+	if (!f || !f->sp)
+		return 0;
+	if (f->rec.ntables && f->cpu != w->cpu) {
+		c = bpf_map_lookup_elem(&cpus, &f->cpu);
+		if (c && c->running == n)
+			f->rec.hdr.flags |= REC_F_TORN;
 	}
+	key = f->skb;
+	j = bpf_map_lookup_elem(&journeys, &key);
+	if (j && j->id == f->jid) {
+		j->frame = 0;
+		frame_send(f, j, skb, w->on);
+	}
+	if (f->task)
+		__sync_fetch_and_add(&open_task_frames, -1);
+	f->sp = 0;
+	__sync_fetch_and_add(&open_frames, -1);
+	return 0;
+}
+
+/* The innermost frame of a stack: a stack grows downwards. */
+struct innermost {
+	u64 task;
+	u64 sp;
+	u32 first; /* of the frames to look through */
+	u32 n;	   /* 1 + the frame; 0: none */
+};
+
+static long look_at_frame(u32 i, struct innermost *s)
+{
+	u32 n = s->first + i + 1;
+	struct frame *f = frame_at(n);
+
+	if (f && f->sp && f->task == s->task && f->sp < s->sp) {
+		s->sp = f->sp;
+		s->n = n;
+	}
+	return 0;
+}
+
+/* 1 + the innermost frame of this stack, 0: none. */
+static __always_inline u32 frame_top(struct where *w)
+{
+	struct innermost s = { .task = w->task, .sp = ~0ULL };
+	u32 *n;
+
+	s.first = w->cpu * FRAMES;
+	if (w->task) {
+		/* A task may have come from another CPU. */
+		if (!open_task_frames)
+			return 0;
+		n = bpf_map_lookup_elem(&task_frames, &w->task);
+		if (!n)
+			return 0;
+		s.first = *n;
+	}
+	bpf_loop(FRAMES, look_at_frame, &s, 0);
+	return s.n;
+}
+
+/* The innermost frame of this stack goes on. */
+static __always_inline void frame_resume(struct where *w)
+{
+	u32 n = frame_top(w);
+
+	if (n)
+		frame_start(w, n);
 }
 
 /*
- * A task that is preempted in the midst of a probe keeps others from being probed on this
- * CPU. Kernels that can be told not to (fc7566ad0a82 ("bpf: Introduce
- * bpf_preempt_[disable,enable] kfuncs"), 6.10) are told.
+ * A followed packet appears: the hook that it was in is over, and the one from within
+ * which that was called goes on. skb, if not NULL, can be looked at.
  */
-extern void bpf_preempt_disable(void) __ksym __weak;
-extern void bpf_preempt_enable(void) __ksym __weak;
-
-static __always_inline void xt_enter(void *ctx, u32 fam, enum context context,
-				     struct xt_table *table,
-				     struct sk_buff *skb,
-				     struct nf_hook_state *state)
+static __always_inline void hook_over(struct sk_buff *skb, struct journey *j,
+				      enum on on)
 {
-	if (!live || !xt_on[fam])
+	struct where w;
+	u32 n = j->frame;
+
+	if (!n || !where_am_i(&w, on))
 		return;
-	if (context != CTX_BH && bpf_preempt_disable)
-		bpf_preempt_disable();
-	run_begin(ctx, fam, context, table, skb, state);
-	if (context != CTX_BH && bpf_preempt_disable)
-		bpf_preempt_enable();
+	frame_stop(&w);
+	frame_end(&w, n, skb);
+	if (open_frames)
+		frame_resume(&w);
 }
 
-static __always_inline void xt_exit(void *ctx, u32 fam, enum context context,
-				    struct xt_table *table, struct sk_buff *skb,
-				    struct nf_hook_state *state, u32 verdict)
+/*
+ * A packet is about to enter a hook: the one that it was in is over, and whoever had the
+ * CPU has it no more.
+ */
+static __always_inline void hook_next(struct sk_buff *skb, struct journey *j,
+				      enum on on)
 {
-	if ((!live && !open_runs) || !xt_on[fam])
+	struct where w;
+
+	if (!where_am_i(&w, on))
 		return;
-	if (context != CTX_BH && bpf_preempt_disable)
-		bpf_preempt_disable();
-	run_end(ctx, fam, context, table, skb, state, verdict);
-	if (context != CTX_BH && bpf_preempt_disable)
-		bpf_preempt_enable();
+	frame_stop(&w);
+	if (j && j->frame)
+		frame_end(&w, j->frame, skb);
+}
+
+/* Frames of a stack whose calls are over when something happens at sp in it. */
+struct pop {
+	struct where *w;
+	u64 sp;
+	u32 first;
+};
+
+static long pop_one(u32 i, struct pop *p)
+{
+	u32 n = p->first + i + 1;
+	struct frame *f = frame_at(n);
+
+	if (f && f->sp && f->task == p->w->task && f->sp <= p->sp)
+		frame_end(p->w, n, NULL);
+	return 0;
+}
+
+static __always_inline void frames_pop(struct where *w, u64 sp)
+{
+	struct pop p = { .w = w, .sp = sp, .first = w->cpu * FRAMES };
+
+	bpf_loop(FRAMES, pop_one, &p, 0);
+}
+
+struct find_tables {
+	struct frame *f;
+	u64 head, node;
+	u32 pf, hook;
+	u32 on;
+};
+
+static long find_table(u32 i, struct find_tables *t)
+{
+	struct xt_table_head h;
+	struct frame *f = t->f;
+	struct frame_table *ft;
+	struct hook_table *ht;
+	struct xt_tab *tab;
+	u64 node = t->node;
+	u64 n;
+
+	if (node == t->head ||
+	    bpf_probe_read_kernel(&h, sizeof(h), (void *)node))
+		return 1;
+	t->node = h.next;
+	if (!(h.valid_hooks & (1 << (t->hook & 7))))
+		return 0;
+	n = f->rec.ntables;
+	if (n >= MAX_TABLES)
+		return 1;
+	f->rec.ntables = n + 1;
+	ft = &f->tables[n];
+	ht = &f->rec.tables[n];
+	ft->table = node;
+	ft->number = 0;
+	ft->blocks = 0;
+	ht->private = h.private;
+	ht->gen = 0;
+	bpf_probe_read_kernel(ht->name, sizeof(ht->name),
+			      (void *)(node + xt.name));
+	tab = tab_get(h.private, t->pf, t->on);
+	if (!tab || f->blocks + tab->blocks > snap_blocks) {
+		f->rec.hdr.flags |= REC_F_NOTABLE;
+		return 0;
+	}
+	ht->gen = tab->gen;
+	ft->snap = f->blocks;
+	f->blocks += tab->blocks;
+	ft->number = tab->number;
+	ft->blocks = tab->blocks;
+	ft->at = nr_cpus > 1 ? tab->base[0] : tab->entries;
+	return 0;
+}
+
+/* net/netfilter/x_tables.c: the tables of a namespace that a hook runs through. */
+static __always_inline void find_tables(struct frame *f, struct net *net,
+					u32 pf, u32 hook, u32 on)
+{
+	struct find_tables t = { .f = f, .pf = pf, .hook = hook, .on = on };
+	u64 pernet = 0;
+
+	if (!xt.on || (pf != NFPROTO_IPV4 && pf != NFPROTO_IPV6))
+		return;
+	bpf_probe_read_kernel(&pernet, sizeof(pernet),
+			      (void *)net->gen + 8UL * xt.pernet_id);
+	t.head = pernet + pf * 2 * sizeof(u64);
+	if (!pernet ||
+	    bpf_probe_read_kernel(&t.node, sizeof(t.node), (void *)t.head))
+		return;
+	bpf_loop(2 * MAX_TABLES, find_table, &t, 0);
+}
+
+struct find_free {
+	u32 cpu;
+	u32 next;
+	u32 n; /* 1 + the frame; 0: none */
+};
+
+static long find_free(u32 i, struct find_free *s)
+{
+	u32 n = s->cpu * FRAMES + (s->next + i) % FRAMES + 1;
+	struct frame *f = frame_at(n);
+
+	if (!f || f->sp)
+		return 0;
+	s->n = n;
+	return 1;
+}
+
+/* A followed packet enters a hook. sp names the call. */
+static __always_inline void frame_open(u64 sp, struct sk_buff *skb,
+				       struct nf_hook_state *state,
+				       struct journey *j,
+				       const struct decision *d, enum on on)
+{
+	struct find_free s = {};
+	struct where w;
+	struct frame *f;
+	u64 task;
+
+	if (!where_am_i(&w, on))
+		return;
+	if (open_frames)
+		frames_pop(&w, sp);
+	s.cpu = w.cpu;
+	s.next = w.c->next++;
+	bpf_loop(FRAMES, find_free, &s, 0);
+	f = frame_at(s.n);
+	if (!f) {
+		count_loss(LOSS_FRAMES);
+		return;
+	}
+	f->task = w.task;
+	f->skb = (u64)skb;
+	f->jid = j->id;
+	f->net = (u64)state->net;
+	f->frees = xt_frees;
+	f->cpu = w.cpu;
+	f->split = 0;
+	f->blocks = 0;
+	f->first = d->first;
+	f->rec.hdr.flags = d->flags;
+	f->rec.hdr.netns = state->net->ns.inum;
+	f->rec.entry_ts = bpf_ktime_get_ns();
+	f->rec.ntables = 0;
+	f->rec.nhits = 0;
+	f->rec.runs = 0;
+	read_place(&f->rec.place, skb, state);
+	find_tables(f, state->net, state->pf, state->hook, on);
+	if (f->first || f->rec.ntables)
+		read_pkt(&f->rec.before, skb, state->net);
+
+	f->sp = sp;
+	__sync_fetch_and_add(&open_frames, 1);
+	task = w.task;
+	if (task) {
+		u32 pool = w.cpu * FRAMES;
+
+		bpf_map_update_elem(&task_frames, &task, &pool, BPF_ANY);
+		__sync_fetch_and_add(&open_task_frames, 1);
+	}
+	j->frame = s.n;
+	frame_start(&w, s.n);
+}
+
+/*
+ * nf_nat_manip_pkt is called within a hook: a part of the call ends here, as far as
+ * records go. Returns whether the packet is known to be in a hook.
+ */
+static __always_inline bool frame_split(struct sk_buff *skb, struct journey *j,
+					enum on on)
+{
+	u32 n = j->frame;
+	struct frame *f = frame_at(n);
+	struct where w;
+
+	if (!f || f->jid != j->id || !where_am_i(&w, on))
+		return false;
+	frame_stop(&w);
+	frame_send(f, j, skb, on);
+	f->split++;
+	f->first = 0;
+	f->rec.hdr.flags &= REC_F_NOTABLE;
+	f->rec.nhits = 0;
+	f->rec.runs = 0;
+	frame_start(&w, n);
+	return true;
+}
+
+/* Whether a table of the frame's hook was run through, or may have been. */
+static __always_inline bool frame_evaluated(struct frame *f)
+{
+	return f->rec.nhits || f->rec.runs || recseq() != f->recseq;
+}
+
+/* The packet has become another one before any table saw it. */
+static __always_inline void frame_again(struct sk_buff *skb, struct journey *j)
+{
+	struct frame *f = j ? frame_at(j->frame) : NULL;
+
+	if (f && f->jid == j->id && f->rec.ntables && !f->split &&
+	    !frame_evaluated(f))
+		read_pkt(&f->rec.before, skb, (void *)f->net);
+}
+
+/*
+ * Whether another copy of the probe was here for this call, and nothing was
+ * evaluated since.
+ */
+static __always_inline bool same_call(u64 sp, struct nf_hook_state *state,
+				      struct journey *j)
+{
+	struct frame *f = frame_at(j->frame);
+
+	return f && f->jid == j->id && f->sp == sp &&
+	       f->rec.place.hook == state->hook &&
+	       f->rec.place.pf == state->pf && f->recseq == recseq();
 }
 
 #endif

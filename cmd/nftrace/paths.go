@@ -14,8 +14,10 @@ const maxPaths = 4096
 // knownPath is what walk made of a run, with the texts of the rules.
 type knownPath struct {
 	*symbolize.Path
+	verdict  int           // the table's
 	rules    []events.Rule // without the packets
 	modifies bool          // one of them may have changed the packet
+	plain    bool          // none of them changed its addresses
 	key      string        // in pathCache
 }
 
@@ -50,16 +52,18 @@ func (c *pathCache) put(key []byte, p *knownPath) {
 
 // pathKey appends what tells the path of a run: where it was, what it did, and what the
 // rules' own conditions look at. The byte counters are not part of it: see bytesFit.
-func pathKey(b []byte, s *events.Step) []byte {
-	b = append(b, s.Hook)
-	b = binary.NativeEndian.AppendUint64(b, uint64(s.Verdict))
-	b = binary.NativeEndian.AppendUint64(b, uint64(len(s.Table.Hits)))
+func pathKey(b []byte, s *events.Step, plain bool) []byte {
+	b = append(b, s.Hook, byte(s.Verdict), byte(s.Table.Part.Verdict))
+	b = binary.NativeEndian.AppendUint32(b, uint32(len(s.Table.Hits)))
 	for i := range s.Table.Hits {
 		h := &s.Table.Hits[i]
-		b = binary.NativeEndian.AppendUint64(b, uint64(h.Index))
-		b = binary.NativeEndian.AppendUint64(b, h.Packets)
+		// Neither has more than 32 bits: packets are sums of at most 512 numbers of 16.
+		b = binary.NativeEndian.AppendUint64(b, uint64(h.Index)<<32|h.Packets)
 	}
-	p := &s.Table.Before
+	p := &s.Table.Part.Before
+	if !plain {
+		return append(b, 0)
+	}
 	if p.Family == events.PFIPv4 && len(p.Data) >= 20 {
 		// packetInfo, without taking the header apart.
 		later := p.Data[6]&0x1f | p.Data[7]
@@ -80,8 +84,8 @@ func pathKey(b []byte, s *events.Step) []byte {
 }
 
 // known fills in the texts of the rules of a path that step s took.
-func (r *resolver) known(rs *ruleset, s *events.Step, path *symbolize.Path) *knownPath {
-	k := &knownPath{Path: path, rules: make([]events.Rule, len(path.Visits))}
+func (r *resolver) known(rs *ruleset, s *events.Step, path *symbolize.Path, verdict int) *knownPath {
+	k := &knownPath{Path: path, verdict: verdict, rules: make([]events.Rule, len(path.Visits))}
 	for i := range path.Visits {
 		v := &path.Visits[i]
 		k.rules[i] = events.Rule{

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 
@@ -21,11 +22,18 @@ type resolver struct {
 	wantTexts bool
 
 	tables     map[events.TableID]*ruleset
-	recent     [16]*ruleset      // some of tables, for most packets meet the same few
+	recent     [256]*ruleset     // some of tables, for most packets meet the same few
 	names      map[uint32]string // of namespaces, by inode
 	unresolved uint64
-	shared     *sharedRuns
 	key        []byte // where keys of pathCache are made
+	runs       []tableRun
+}
+
+// tableRun is a run of a table with what became known of it.
+type tableRun struct {
+	step  *events.Step
+	table *symbolize.Table // nil: not known
+	path  *knownPath       // nil: unresolved
 }
 
 // ruleset is one generation of one table. Its texts are read when they are first
@@ -45,7 +53,6 @@ func newResolver(sys *symbolize.System, tracer *trace.Tracer, say *speaker, want
 		sys: sys, tracer: tracer, say: say, wantTexts: wantTexts,
 		tables: map[events.TableID]*ruleset{},
 		names:  map[uint32]string{},
-		shared: newSharedRuns(),
 	}
 }
 
@@ -115,10 +122,10 @@ func (r *resolver) keep(rs *ruleset) {
 	*r.recentAt(rs.id) = rs
 }
 
-// recentAt is where a ruleset is kept until another takes its place. Those of tables
-// differ in the page of their address.
+// recentAt is where a ruleset is kept until another takes its place. Generations are times
+// in nanoseconds.
 func (r *resolver) recentAt(id events.TableID) **ruleset {
-	return &r.recent[(id.Private>>12^id.Private>>6^id.Gen)%uint64(len(r.recent))]
+	return &r.recent[id.Gen%uint64(len(r.recent))]
 }
 
 // see returns the ruleset of a step's table, and reads it while it may still be there. It
@@ -182,23 +189,28 @@ func (r *resolver) readTexts(rs *ruleset) []string {
 
 // journey fills in all names of a journey.
 func (r *resolver) journey(j *events.Journey) {
+	conclude := false
 	netns, name := uint32(0), ""
-	for i := range j.Steps {
+	for i := 0; i < len(j.Steps); {
 		s := &j.Steps[i]
 		if s.Netns != netns {
 			netns, name = s.Netns, r.netns(s.Netns)
 		}
 		s.NetnsName = name
+		i++
 		if s.Kind != events.StepTable {
 			continue
 		}
-		rs := r.see(s)
-		if s.Table.Unresolved == "" {
-			r.table(s, rs)
+		first := i - 1
+		for i < len(j.Steps) && j.Steps[i].Table != nil && j.Steps[i].Table.Part == s.Table.Part {
+			j.Steps[i].NetnsName = s.NetnsName
+			i++
 		}
-		if s.Table.Unresolved != "" {
-			r.unresolved++
-		}
+		r.part(j.Steps[first:i])
+		conclude = conclude || s.Table.Part.Verdict != events.NFAccept
+	}
+	if conclude {
+		j.Conclude()
 	}
 	o := &j.Outcome
 	if o.Step >= 0 {
@@ -224,78 +236,176 @@ func (r *resolver) netns(inum uint32) string {
 	return name
 }
 
-// table resolves one run.
-func (r *resolver) table(s *events.Step, rs *ruleset) {
+// part resolves the runs of tables in one part of a hook's call.
+func (r *resolver) part(steps []events.Step) {
+	r.runs = r.runs[:0]
+	plain := true // the packet's addresses are those that it came with
+	for i := range steps {
+		s := &steps[i]
+		rs := r.see(s)
+		run := tableRun{step: s}
+		if rs != nil {
+			run.table = rs.table
+		}
+		if s.Table.Unresolved == "" {
+			run.path = r.path(s, rs, plain)
+			plain = plain && run.leavesAddrs()
+		} else {
+			plain = false
+		}
+		if s.Table.Unresolved != "" {
+			r.unresolved++
+		}
+		r.runs = append(r.runs, run)
+	}
+	packetsOf(r.runs)
+}
+
+// leavesAddrs tells whether the packet's addresses are behind the table what they were.
+func (r *tableRun) leavesAddrs() bool {
+	if r.path != nil {
+		return r.path.plain
+	}
+	return leavesAddrs(r.table, r.step.Table.Hits)
+}
+
+// leavesAddrs tells whether the packet's addresses stay as they are within the table.
+func leavesAddrs(table *symbolize.Table, hits []events.Hit) bool {
+	if table == nil {
+		return false
+	}
+	for _, h := range hits {
+		if h.Index < len(table.Entries) {
+			switch table.Entries[h.Index].Target {
+			case "SNPT", "DNPT":
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// path resolves one run; it is nil where it cannot. plain tells whether the packet's
+// addresses are known when it comes to the table.
+func (r *resolver) path(s *events.Step, rs *ruleset, plain bool) *knownPath {
 	t := s.Table
 	if rs == nil || rs.table == nil {
 		t.Unresolved = "the ruleset was replaced before it could be read"
 		if rs != nil && rs.err != nil {
 			t.Unresolved = rs.err.Error()
 		}
-		return
+		return nil
 	}
-	r.key = pathKey(r.key[:0], s)
+	r.key = pathKey(r.key[:0], s, plain)
 	known := rs.paths.get(s.Hook, r.key)
-	if known == nil || !bytesFit(s, t.Hits) {
-		path, err := walk(rs.table, s, t.Hits)
-		shared := false
-		if err != nil && t.Shared {
-			if hits := r.shared.solve(rs.table, s); hits != nil {
-				path, err = walk(rs.table, s, hits)
-				shared = true
-			}
-		}
+	if known == nil || !bytesFit(t) {
+		same := leavesAddrs(rs.table, t.Hits)
+		path, verdict, err := walk(rs.table, s, plain && same)
 		if err != nil {
 			t.Unresolved = err.Error()
-			return
+			s.Verdict = verdict
+			return nil
 		}
-		known = r.known(rs, s, path)
-		if !shared {
-			rs.paths.put(r.key, known)
-		}
+		known = r.known(rs, s, path, verdict)
+		known.plain = same
+		rs.paths.put(r.key, known)
 	}
+	s.Verdict = known.verdict
 	t.Hotdrop = known.Hotdrop
 	t.Rules = append(t.Rules[:0], known.rules...)
-	if known.modifies {
-		packetsOf(rs.table, known.Visits, t)
-		return
-	}
-	for i := range t.Rules {
-		t.Rules[i].Pkt = &t.Before
-	}
+	return known
 }
 
-// walk finds the only path that explains the hits.
-func walk(table *symbolize.Table, s *events.Step, hits []events.Hit) (*symbolize.Path, error) {
-	if !bytesFit(s, hits) {
-		return nil, errors.New("byte and packet counters do not fit one packet")
+// walk finds the only path that explains the run's hits, and the table's verdict. With
+// an error the verdict is what is known of it. plain tells whether rules can be held
+// against the packet's addresses.
+func walk(table *symbolize.Table, s *events.Step, plain bool) (*symbolize.Path, int, error) {
+	t := s.Table
+	if !bytesFit(t) {
+		return nil, s.Verdict, errors.New("byte and packet counters do not fit one packet")
 	}
-	in := make([]symbolize.Hit, len(hits))
-	plain := true // the packet's addresses stay as they are within the table
-	for i, h := range hits {
+	in := make([]symbolize.Hit, len(t.Hits))
+	for i, h := range t.Hits {
 		if h.Index >= len(table.Entries) {
-			return nil, fmt.Errorf("the table has %d entries, the counters more", len(table.Entries))
+			return nil, s.Verdict, fmt.Errorf("the table has %d entries, the counters more", len(table.Entries))
 		}
 		in[i] = symbolize.Hit{Index: h.Index, Packets: h.Packets, Bytes: h.Bytes}
-		switch table.Entries[h.Index].Target {
-		case "SNPT", "DNPT":
-			plain = false
-		}
 	}
 	var accept func(int) bool
-	if info, ok := packetInfo(s); ok && plain {
-		accept = func(i int) bool { return table.Plausible(i, info) }
+	if plain {
+		if info, ok := packetInfo(s); ok {
+			accept = func(i int) bool { return table.Plausible(i, info) }
+		}
 	}
-	return table.Walk(int(s.Hook), in, s.Verdict, accept)
+	var hotdrop *symbolize.Path
+	var cause error
+	for _, verdict := range verdicts(s) {
+		path, err := table.Walk(int(s.Hook), in, verdict, accept)
+		switch {
+		case errors.Is(err, symbolize.ErrAmbiguous):
+			return nil, verdict, err
+		case err != nil:
+			if cause == nil {
+				cause = err
+			}
+		case path.Hotdrop != "":
+			// Only if no rule gave another verdict.
+			hotdrop = path
+		default:
+			return path, verdictOf(table, path, s, verdict), nil
+		}
+	}
+	if hotdrop != nil {
+		return hotdrop, events.NFDrop, nil
+	}
+	return nil, s.Verdict, cause
+}
+
+// verdicts are those that the table can have returned, as far as the packet's next
+// steps tell, the likeliest first: a target that ends a run fits them all.
+func verdicts(s *events.Step) []int {
+	switch {
+	case s.Verdict == events.NFAccept:
+		// It may have come back from userspace.
+		return []int{events.NFAccept, events.NFQueue}
+	case s.Verdict != events.VerdictUnknown:
+		return []int{s.Verdict}
+	case s.Table.Part.Verdict == events.NFDrop:
+		// The table, or conntrack, NAT or another module behind it.
+		return []int{events.NFDrop, events.NFAccept}
+	}
+	return []int{events.NFAccept, events.NFStolen, events.NFQueue, events.NFDrop}
+}
+
+// verdictOf is the verdict of a run whose path fits verdict: there are targets that
+// always return the same one.
+func verdictOf(table *symbolize.Table, path *symbolize.Path, s *events.Step, verdict int) int {
+	if len(path.Visits) == 0 {
+		return verdict
+	}
+	e := &table.Entries[path.Visits[len(path.Visits)-1].Index]
+	if e.Kind != symbolize.TargetExtension {
+		return verdict
+	}
+	switch {
+	case e.Target == "NFQUEUE":
+		return events.NFQueue
+	case e.Target == "REJECT":
+		return events.NFDrop
+	case e.Target == "SYNPROXY" && s.Verdict == events.VerdictUnknown && s.Table.Part.Verdict != events.NFDrop:
+		return events.NFStolen
+	}
+	return verdict
 }
 
 // bytesFit reports that the byte counters grew by this packet and no other.
-func bytesFit(s *events.Step, hits []events.Hit) bool {
-	if s.Table.Before.Len != s.Table.After.Len {
-		return true
+func bytesFit(t *events.TableRun) bool {
+	before, after := &t.Part.Before, &t.Part.After
+	if after.Data == nil || before.Len != after.Len {
+		return true // targets may have made it longer
 	}
-	for i := range hits {
-		if hits[i].Bytes != hits[i].Packets*uint64(s.Table.Before.Len) {
+	for i := range t.Hits {
+		if t.Hits[i].Bytes != t.Hits[i].Packets*uint64(before.Len) {
 			return false
 		}
 	}
@@ -304,7 +414,7 @@ func bytesFit(s *events.Step, hits []events.Hit) bool {
 
 // packetInfo is what the rules' own conditions look at.
 func packetInfo(s *events.Step) (symbolize.PacketInfo, bool) {
-	p := &s.Table.Before
+	p := &s.Table.Part.Before
 	tuple, frag := p.Tuple()
 	if !tuple.Src.Addr().IsValid() {
 		return symbolize.PacketInfo{}, false
@@ -315,41 +425,165 @@ func packetInfo(s *events.Step) (symbolize.PacketInfo, bool) {
 	}, true
 }
 
-// packetsOf tells, for each rule, the packet as it was when the rule matched. Targets
-// such as MARK and TTL change it on the way.
-func packetsOf(table *symbolize.Table, visits []symbolize.Visit, t *events.TableRun) {
+// packetsOf tells, for each rule of a part's tables, the packet as it was when the rule
+// matched. Targets such as MARK and TTL change it on the way.
+func packetsOf(runs []tableRun) {
+	part := runs[0].step.Table.Part
 	changers := 0
-	for i := range visits {
-		if table.Entries[visits[i].Index].Modifies() {
+	for i := range runs {
+		switch run := &runs[i]; {
+		case run.path != nil && run.path.modifies:
+			for k := range run.path.Visits {
+				if run.entry(k).Modifies() {
+					changers++
+				}
+			}
+		case run.opaque():
 			changers++
 		}
 	}
-	now, unsure := &t.Before, ""
-	for i := range visits {
-		if unsure == "" {
-			t.Rules[i].Pkt = now
-		} else {
-			t.Rules[i].PktUnsure = unsure
+	c := chain{part: part, changers: changers}
+	switch {
+	case part.Before.Data == nil:
+		c.unsure = "it was not seen between NAT and its end"
+		c.changers = -1
+	case part.AfterNAT && changers > 0:
+		// It was seen behind the part only.
+		c.unsure = "it was seen only behind the rules that may have changed it"
+	}
+	c.now = &part.Before
+	for i := range runs {
+		c.table(&runs[i])
+	}
+}
+
+func (r *tableRun) entry(visit int) *symbolize.Entry {
+	return &r.table.Entries[r.path.Visits[visit].Index]
+}
+
+// opaque reports that it is not known what the table made of the packet.
+func (r *tableRun) opaque() bool {
+	if r.path != nil {
+		return false
+	}
+	hits := r.step.Table.Hits
+	if r.table == nil || len(hits) == 0 {
+		return true
+	}
+	for _, h := range hits {
+		if h.Index >= len(r.table.Entries) || r.table.Entries[h.Index].Modifies() {
+			return true
 		}
-		e := &table.Entries[visits[i].Index]
-		if !e.Modifies() {
-			continue
+	}
+	return false
+}
+
+// chain carries a packet through the tables of a part.
+type chain struct {
+	part *events.Part
+	// now is the packet; where unsure says why it is not known, it is so but for
+	// what is not known.
+	now    *events.Packet
+	unsure string
+	// lost is set where even the TTL is not known any more.
+	lost     bool
+	changers int // visits, and tables that are not known, still to come that may change it
+}
+
+func (c *chain) table(run *tableRun) {
+	t := run.step.Table
+	// Conntrack comes to know the packet between tables.
+	ct, reply := t.Before.CT, t.Before.CTReply
+	t.Before = *c.now
+	t.Before.CT, t.Before.CTReply = ct, reply
+	c.now = &t.Before
+	if run.path == nil {
+		if run.opaque() {
+			c.lost = true
+			c.change("table "+t.Name, 0, nil, false)
 		}
-		changers--
-		switch {
-		case changers == 0 && t.After.Data != nil:
-			now, unsure = &t.After, ""
-		case unsure == "":
-			mark, data, ok := table.Apply(e.Index, now.Mark, now.Data)
-			if !ok {
-				unsure = "what " + e.Target + " made of the packet is not known"
+	} else {
+		for i := range t.Rules {
+			if c.unsure == "" {
+				t.Rules[i].Pkt = c.now
+			} else {
+				t.Rules[i].PktUnsure = c.unsure
+			}
+			if !run.path.modifies {
 				continue
 			}
-			if mark != now.Mark || !bytes.Equal(data, now.Data) {
-				next := *now
-				next.Mark, next.Data = mark, data
-				now = &next
+			if e := run.entry(i); e.Modifies() {
+				mark, data, ok := run.table.Apply(e.Index, c.now.Mark, c.now.Data)
+				c.change(e.Target, mark, data, ok)
 			}
 		}
 	}
+	if c.unsure == "" && run.step.Verdict == events.NFAccept && run.path != nil {
+		t.After = *c.now
+	}
+}
+
+// change is what somebody makes of the packet; ok is clear where that is not known.
+func (c *chain) change(who string, mark uint32, data []byte, ok bool) {
+	c.changers--
+	switch {
+	case c.part.AfterNAT:
+		if c.changers == 0 {
+			c.now, c.unsure = &c.part.Before, ""
+		}
+		return
+	case !ok && c.unsure == "":
+		c.unsure = "what " + who + " made of the packet is not known"
+	case ok && (mark != c.now.Mark || !bytes.Equal(data, c.now.Data)):
+		next := *c.now
+		next.Mark, next.Data = mark, data
+		c.now = &next
+	}
+	if c.unsure != "" && c.changers == 0 && !c.lost {
+		if next := behind(c.now, &c.part.After); next != nil {
+			c.now, c.unsure = next, ""
+		}
+	}
+}
+
+// behind is the packet p behind the last target that changed it, from how it was when
+// it was next seen; nil if it was another packet by then (a fragment, in a tunnel).
+// Routing, which comes between, changes devices and the TTL (hop limit): those are p's.
+func behind(p, after *events.Packet) *events.Packet {
+	a, b := after.Data, p.Data
+	hops, same := 0, false
+	switch p.Family {
+	case events.PFIPv4:
+		hops = 8
+		same = len(a) >= 20 && len(b) >= 20 && a[9] == b[9] && a[6]&0x3f == b[6]&0x3f && a[7] == b[7]
+	case events.PFIPv6:
+		hops = 7
+		same = len(a) >= 40 && len(b) >= 40 && a[6] == b[6]
+	}
+	if !same || p.Family != after.Family {
+		return nil
+	}
+	next := *p
+	next.Len, next.Mark, next.Data = after.Len, after.Mark, a
+	if a[hops] != b[hops] {
+		next.Data = bytes.Clone(a)
+		next.Data[hops] = b[hops]
+		if n := int(a[0]&15) * 4; p.Family == events.PFIPv4 && n >= 20 && n <= len(a) {
+			setChecksum(next.Data[:n])
+		}
+	}
+	return &next
+}
+
+// setChecksum makes an IPv4 header's checksum right.
+func setChecksum(h []byte) {
+	h[10], h[11] = 0, 0
+	sum := uint32(0)
+	for i := 0; i < len(h); i += 2 {
+		sum += uint32(binary.BigEndian.Uint16(h[i:]))
+	}
+	for sum>>16 != 0 {
+		sum = sum&0xffff + sum>>16
+	}
+	binary.BigEndian.PutUint16(h[10:], ^uint16(sum))
 }

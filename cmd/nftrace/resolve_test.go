@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"encoding/binary"
 	"net/netip"
 	"strings"
@@ -24,66 +25,236 @@ func data(hops byte) []byte {
 	return b
 }
 
+// packetRule is a rule's packet: what is expected of it.
+type packetRule struct {
+	mark   uint32
+	ttl    byte
+	unsure string // a part of it
+}
+
+// not is a packet that is not known.
+func not(why string) packetRule { return packetRule{unsure: why} }
+
+func checkPackets(t *testing.T, rules []events.Rule, want []packetRule) {
+	t.Helper()
+	for i, w := range want {
+		r := &rules[i]
+		if w.unsure != "" {
+			if r.Pkt != nil || !strings.Contains(r.PktUnsure, w.unsure) {
+				t.Errorf("rule %d: %+v, %q, want unsure because of %s", i+1, r.Pkt, r.PktUnsure, w.unsure)
+			}
+			continue
+		}
+		if r.Pkt == nil || r.PktUnsure != "" {
+			t.Errorf("rule %d: %+v, %q", i+1, r.Pkt, r.PktUnsure)
+		} else if r.Pkt.Mark != w.mark || r.Pkt.Data[8] != w.ttl {
+			t.Errorf("rule %d: mark %#x ttl %d, want %#x %d", i+1, r.Pkt.Mark, r.Pkt.Data[8], w.mark, w.ttl)
+		}
+	}
+}
+
+// runOf is a run through rules and the policy behind them; nil rules: unresolved.
+func runOf(t *testing.T, name string, part *events.Part, verdict int, rules []rule) tableRun {
+	t.Helper()
+	step := &events.Step{Kind: events.StepTable, Hook: events.HookLocalIn, Verdict: verdict,
+		Table: &events.TableRun{Name: name, Part: part, Before: part.Before}}
+	if rules == nil {
+		step.Table.Unresolved = "for some reason"
+		return tableRun{step: step}
+	}
+	for i := range rules {
+		rules[i].cond = rules[i].target != "DROP" // else those behind it are dead
+	}
+	table := namedTable(t, name, rules, nil)
+	path := &symbolize.Path{}
+	last := len(rules)
+	if verdict == events.NFDrop {
+		last--
+	}
+	k := &knownPath{Path: path}
+	for i := range last + 1 {
+		path.Visits = append(path.Visits, symbolize.Visit{Index: i})
+		k.modifies = k.modifies || table.Entries[i].Modifies()
+	}
+	step.Table.Rules = make([]events.Rule, last+1)
+	return tableRun{step: step, table: table, path: k}
+}
+
+var unknownTarget = rule{target: "NOBODYKNOWS"}
+
 // Each rule gets the packet as it was before its own target ran.
 func TestPacketsOf(t *testing.T) {
-	unknown := rule{target: "NOBODYKNOWS"}
-	type want struct {
-		mark   uint32
-		ttl    byte
-		unsure string // a part of it
-	}
+	const accept, drop = events.NFAccept, events.NFDrop
 	for _, tt := range []struct {
-		name  string
-		rules []rule
-		after *events.Packet // nil: gone
-		want  []want
+		name    string
+		rules   []rule
+		verdict int
+		after   *events.Packet // when it was seen next; nil: gone
+		want    []packetRule
+		left    bool // the packet is known behind the table
 	}{
-		{"nothing changes", []rule{{}, {target: "LOG"}}, pkt(0, 64), []want{{0, 64, ""}, {0, 64, ""}, {0, 64, ""}}},
-		{"one mark", []rule{{}, mark(7, 0xffffffff)}, pkt(7, 64), []want{{0, 64, ""}, {0, 64, ""}, {7, 64, ""}}},
-		{"marks add up", []rule{mark(0x10, 0xf0), mark(0x01, 0x0f), mark(0x20, 0x20)}, pkt(0x31, 64),
-			[]want{{0, 64, ""}, {0x10, 64, ""}, {0x11, 64, ""}, {0x31, 64, ""}}},
-		{"ttl", []rule{ttl(2, 3), ttl(0, 9)}, pkt(0, 9), []want{{0, 64, ""}, {0, 61, ""}, {0, 9, ""}}},
-		{"mark and ttl, dropped", []rule{mark(1, 0xffffffff), ttl(1, 1), {target: "DROP"}}, nil,
-			[]want{{0, 64, ""}, {1, 64, ""}, {1, 65, ""}}},
-		// The last that changes it left what the table left, whatever it does.
-		{"unknown, but the last", []rule{mark(1, 0xffffffff), unknown}, pkt(5, 60), []want{{0, 64, ""}, {1, 64, ""}, {5, 60, ""}}},
-		{"unknown, and gone", []rule{unknown, {target: "DROP"}}, nil, []want{{0, 64, ""}, {0, 0, "NOBODYKNOWS"}}},
-		{"unknown in the middle", []rule{unknown, {}, mark(1, 0xffffffff)}, pkt(1, 64),
-			[]want{{0, 64, ""}, {0, 0, "NOBODYKNOWS"}, {0, 0, "NOBODYKNOWS"}, {1, 64, ""}}},
+		{"nothing changes", []rule{{}, {target: "LOG"}}, accept, pkt(0, 63), []packetRule{{0, 64, ""}, {0, 64, ""}, {0, 64, ""}}, true},
+		{"one mark", []rule{{}, mark(7, 0xffffffff)}, accept, pkt(7, 63), []packetRule{{0, 64, ""}, {0, 64, ""}, {7, 64, ""}}, true},
+		{"marks add up", []rule{mark(0x10, 0xf0), mark(0x01, 0x0f), mark(0x20, 0x20)}, accept, pkt(0x31, 64),
+			[]packetRule{{0, 64, ""}, {0x10, 64, ""}, {0x11, 64, ""}, {0x31, 64, ""}}, true},
+		{"ttl", []rule{ttl(2, 3), ttl(0, 9)}, accept, pkt(0, 8), []packetRule{{0, 64, ""}, {0, 61, ""}, {0, 9, ""}}, true},
+		{"mark and ttl, dropped", []rule{mark(1, 0xffffffff), ttl(1, 1), {target: "DROP"}}, drop, nil,
+			[]packetRule{{0, 64, ""}, {1, 64, ""}, {1, 65, ""}}, false},
+		// What is known needs no look at the packet behind.
+		{"not seen behind", []rule{mark(7, 0xffffffff)}, accept, nil, []packetRule{{0, 64, ""}, {7, 64, ""}}, true},
+		// The last that changes it left what was seen behind, but for the TTL.
+		{"unknown, but the last", []rule{mark(1, 0xffffffff), unknownTarget}, accept, pkt(5, 63), []packetRule{{0, 64, ""}, {1, 64, ""}, {5, 64, ""}}, true},
+		{"unknown, behind a TTL", []rule{ttl(0, 9), unknownTarget}, accept, pkt(5, 8), []packetRule{{0, 64, ""}, {0, 9, ""}, {5, 9, ""}}, true},
+		{"unknown, before a TTL", []rule{unknownTarget, ttl(2, 3)}, accept, pkt(5, 60), []packetRule{{0, 64, ""}, {0, 0, "NOBODYKNOWS"}, {5, 61, ""}}, true},
+		{"unknown, and gone", []rule{unknownTarget, {target: "DROP"}}, drop, nil, []packetRule{{0, 64, ""}, {0, 0, "NOBODYKNOWS"}}, false},
+		{"unknown, and not seen", []rule{unknownTarget}, accept, nil, []packetRule{{0, 64, ""}, {0, 0, "NOBODYKNOWS"}}, false},
+		{"unknown, and then in a tunnel", []rule{unknownTarget}, accept, inTunnel(), []packetRule{{0, 64, ""}, {0, 0, "NOBODYKNOWS"}}, false},
+		{"unknown in the middle", []rule{unknownTarget, {}, mark(1, 0xffffffff)}, accept, pkt(1, 64),
+			[]packetRule{{0, 64, ""}, {0, 0, "NOBODYKNOWS"}, {0, 0, "NOBODYKNOWS"}, {1, 64, ""}}, true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			for i := range tt.rules {
-				tt.rules[i].cond = tt.rules[i].target != "DROP" // else those behind it are dead
-			}
-			table := inputTable(t, tt.rules, nil)
-			run := &events.TableRun{Before: *pkt(0, 64), After: events.Packet{}}
+			part := &events.Part{Before: *pkt(0, 64), Verdict: tt.verdict}
 			if tt.after != nil {
-				run.After = *tt.after
+				part.After = *tt.after
 			}
-			var visits []symbolize.Visit
-			for i := range tt.want { // the policy is the entry behind the rules
-				visits = append(visits, symbolize.Visit{Index: i})
+			run := runOf(t, "filter", part, tt.verdict, tt.rules)
+			packetsOf([]tableRun{run})
+			table := run.step.Table
+			checkPackets(t, table.Rules, tt.want)
+			if left := table.After.Data != nil; left != tt.left {
+				t.Errorf("behind the table: %+v", table.After)
+			} else if last := table.Rules[len(table.Rules)-1].Pkt; left && (table.After.Mark != last.Mark || !bytes.Equal(table.After.Data, last.Data)) {
+				t.Errorf("behind the table: %+v, at its last rule %+v", table.After, last)
 			}
-			run.Rules = make([]events.Rule, len(visits))
-			packetsOf(table, visits, run)
-			for i, w := range tt.want {
-				r := &run.Rules[i]
-				if w.unsure != "" {
-					if r.Pkt != nil || !strings.Contains(r.PktUnsure, w.unsure) {
-						t.Errorf("rule %d: %+v, %q, want unsure because of %s", i+1, r.Pkt, r.PktUnsure, w.unsure)
-					}
-					continue
-				}
-				if r.Pkt == nil || r.PktUnsure != "" {
-					t.Errorf("rule %d: %+v, %q", i+1, r.Pkt, r.PktUnsure)
-				} else if r.Pkt.Mark != w.mark || r.Pkt.Data[8] != w.ttl {
-					t.Errorf("rule %d: mark %#x ttl %d, want %#x %d", i+1, r.Pkt.Mark, r.Pkt.Data[8], w.mark, w.ttl)
-				}
-			}
-			if run.Before.Mark != 0 || run.Before.Data[8] != 64 {
-				t.Error("the packet before was changed")
+			if part.Before.Mark != 0 || part.Before.Data[8] != 64 || tt.after != nil && part.After.Data[8] != tt.after.Data[8] {
+				t.Error("the part's packets were changed")
 			}
 		})
+	}
+}
+
+func inTunnel() *events.Packet {
+	p := pkt(0, 64)
+	p.Data[9] = 4
+	return p
+}
+
+// The packet goes through all tables of a part.
+func TestPacketsOfPart(t *testing.T) {
+	var (
+		one     = []rule{mark(1, 0xffffffff)}
+		plain   = []rule{{}}
+		unknown = []rule{unknownTarget}
+	)
+	keep := func(p packetRule) []packetRule { return []packetRule{p, p} }
+	at := func(mark uint32, ttl byte) packetRule { return packetRule{mark, ttl, ""} }
+	for _, tt := range []struct {
+		name           string
+		mangle, filter []rule // nil: unresolved
+		after          *events.Packet
+		afterNAT       bool
+		first, second  []packetRule
+		before, behind int // the mark before and behind table filter; -1: not known
+	}{
+		{"marked by the first", one, plain, pkt(1, 63), false, []packetRule{at(0, 64), at(1, 64)}, keep(at(1, 64)), 1, 1},
+		{"marked by the second", plain, one, pkt(1, 63), false, keep(at(0, 64)), []packetRule{at(0, 64), at(1, 64)}, 0, 1},
+		{"unknown, the last of all", unknown, plain, pkt(5, 63), false, []packetRule{at(0, 64), at(5, 64)}, keep(at(5, 64)), 5, 5},
+		{"unknown, not the last", unknown, one, pkt(1, 63), false, []packetRule{at(0, 64), not("NOBODYKNOWS")},
+			[]packetRule{not("NOBODYKNOWS"), at(1, 64)}, 0, 1},
+		{"unknown, and not seen behind", unknown, one, nil, false, []packetRule{at(0, 64), not("NOBODYKNOWS")}, keep(not("NOBODYKNOWS")), 0, -1},
+		{"the first is unresolved", nil, one, pkt(1, 63), false, nil, keep(not("table mangle")), 0, -1},
+		{"the second is unresolved", unknown, nil, pkt(1, 63), false, []packetRule{at(0, 64), not("NOBODYKNOWS")}, nil, 0, -1},
+		{"the second is unresolved, the first known", one, nil, pkt(7, 63), false, []packetRule{at(0, 64), at(1, 64)}, nil, 1, -1},
+		{"behind NAT", plain, plain, nil, true, keep(at(0, 64)), keep(at(0, 64)), 0, 0},
+		{"behind NAT, marked", one, plain, nil, true, []packetRule{not("seen only behind"), at(0, 64)}, keep(at(0, 64)), 0, 0},
+		{"behind NAT, marked twice", one, one, nil, true, keep(not("seen only behind")), []packetRule{not("seen only behind"), at(0, 64)}, 0, 0},
+		{"behind NAT, the second is unresolved", plain, nil, nil, true, keep(not("seen only behind")), nil, 0, -1},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			part := &events.Part{Before: *pkt(0, 64), AfterNAT: tt.afterNAT, Verdict: events.NFAccept}
+			if tt.after != nil {
+				part.After = *tt.after
+			}
+			runs := []tableRun{
+				runOf(t, "mangle", part, events.NFAccept, tt.mangle),
+				runOf(t, "filter", part, events.NFAccept, tt.filter),
+			}
+			runs[1].step.Table.Before.CT = "NEW"
+			packetsOf(runs)
+			checkPackets(t, runs[0].step.Table.Rules, tt.first)
+			filter := runs[1].step.Table
+			checkPackets(t, filter.Rules, tt.second)
+			if filter.Before.CT != "NEW" || filter.Before.Mark != uint32(tt.before) {
+				t.Errorf("before the second: %+v, want NEW and mark %d", filter.Before, tt.before)
+			}
+			if known := filter.After.Data != nil; known != (tt.behind >= 0) || known && filter.After.Mark != uint32(tt.behind) {
+				t.Errorf("behind the second: %+v, want mark %d", filter.After, tt.behind)
+			}
+		})
+	}
+	// Gone behind NAT before it was seen there.
+	part := &events.Part{AfterNAT: true, Verdict: events.NFDrop}
+	run := runOf(t, "filter", part, events.NFDrop, []rule{mark(1, 1), {target: "DROP"}})
+	packetsOf([]tableRun{run})
+	checkPackets(t, run.step.Table.Rules, keep(not("not seen")))
+}
+
+// A table that cannot be resolved leaves the packet alone if none of the rules that
+// matched can change it.
+func TestOpaque(t *testing.T) {
+	table := inputTable(t, []rule{{cond: true, target: "LOG"}, mark(1, 1)}, nil)
+	for _, tt := range []struct {
+		table *symbolize.Table
+		hits  []events.Hit
+		want  bool
+	}{
+		{nil, hits(0, 1), true},
+		{table, nil, true},
+		{table, hits(0, 1, 2, 1), false},
+		{table, hits(0, 1, 1, 1), true},
+		{table, hits(99, 1), true},
+	} {
+		run := tableRun{step: aRun(tt.hits), table: tt.table}
+		if got := run.opaque(); got != tt.want {
+			t.Errorf("%v: %v, want %v", tt.hits, got, tt.want)
+		}
+	}
+}
+
+func TestBehind(t *testing.T) {
+	p, after := pkt(1, 64), pkt(2, 63)
+	p.MAC, after.MAC = []byte{1}, []byte{2}
+	setChecksum(p.Data)
+	setChecksum(after.Data)
+	next := behind(p, after)
+	if next == nil || next.Mark != 2 || next.MAC[0] != 1 || !bytes.Equal(next.Data, p.Data) {
+		t.Errorf("got %+v, want the packet with the mark", next)
+	}
+	if sum := p.Data[10:12]; sum[0] != 0x66 || sum[1] != 0xfb {
+		// 4500 0000 0000 0000 4001 .... 0a00 0001 0a00 0002
+		t.Errorf("checksum %x", sum)
+	}
+	for name, change := range map[string]func(p *events.Packet){
+		"another protocol": func(p *events.Packet) { p.Data[9] = 50 },
+		"a fragment":       func(p *events.Packet) { p.Data[6] = 0x20 },
+		"a later fragment": func(p *events.Packet) { p.Data[7] = 1 },
+		"cut off":          func(p *events.Packet) { p.Data = p.Data[:19] },
+		"not seen":         func(p *events.Packet) { *p = events.Packet{} },
+		"another family":   func(p *events.Packet) { p.Family = events.PFIPv6 },
+	} {
+		after := pkt(2, 63)
+		change(after)
+		if got := behind(pkt(1, 64), after); got != nil {
+			t.Errorf("%s: taken: %+v", name, got)
+		}
+	}
+	v6 := func(hops byte) *events.Packet {
+		b := make([]byte, 40)
+		b[0], b[6], b[7] = 0x60, 17, hops
+		return &events.Packet{Family: events.PFIPv6, Data: b}
+	}
+	if got := behind(v6(64), v6(63)); got == nil || got.Data[7] != 64 || got.Data[10] != 0 {
+		t.Errorf("IPv6: %+v", got)
 	}
 }
 
@@ -91,10 +262,21 @@ func pkt(mark uint32, hops byte) *events.Packet {
 	return &events.Packet{Family: events.PFIPv4, Len: 20, Mark: mark, Data: data(hops)}
 }
 
+// aRun is a run of the table in a packet's only part.
+func aRun(hs []events.Hit) *events.Step {
+	part := &events.Part{Before: events.Packet{Len: 84, Data: []byte{}}, After: events.Packet{Len: 84, Data: []byte{}}, Verdict: events.NFAccept}
+	return &events.Step{
+		Kind: events.StepTable, CPU: 1, PF: events.PFIPv4, Hook: events.HookLocalIn, Verdict: events.NFAccept,
+		Table: &events.TableRun{
+			Name: "filter", ID: events.TableID{Private: 0xabc, Gen: 3}, Hits: hs,
+			Before: part.Before, Part: part,
+		},
+	}
+}
+
 // walk takes hits for what they are only if they fit one packet.
 func TestWalkChecksCounters(t *testing.T) {
 	table := inputTable(t, []rule{{cond: true, target: "jump U"}}, []rule{{cond: true, target: "ACCEPT"}})
-	step := aRun(0, us, nil)
 	for _, tt := range []struct {
 		hits []events.Hit
 		want string // a part of the error
@@ -107,14 +289,358 @@ func TestWalkChecksCounters(t *testing.T) {
 		{[]events.Hit{{Index: 1, Packets: 1, Bytes: 85}}, "do not fit one packet"},
 		{hits(99, 1), "entries, the counters more"},
 	} {
-		_, err := walk(table, step, tt.hits)
+		_, _, err := walk(table, aRun(tt.hits), true)
 		if tt.want == "" && err != nil || tt.want != "" && (err == nil || !strings.Contains(err.Error(), tt.want)) {
 			t.Errorf("%v: %v, want %q", tt.hits, err, tt.want)
 		}
 	}
-	// The table's own targets may have made it longer.
-	step.Table.After.Len = 100
-	if _, err := walk(table, step, []events.Hit{{Index: 1, Packets: 1, Bytes: 100}}); err != nil {
-		t.Error(err)
+	// The table's own targets may have made it longer; of a packet that is gone nobody knows.
+	longer := []events.Hit{{Index: 1, Packets: 1, Bytes: 100}}
+	for _, after := range []events.Packet{{Len: 100, Data: []byte{}}, {}, {Len: 84}} {
+		step := aRun(longer)
+		step.Table.Part.After = after
+		if _, _, err := walk(table, step, true); err != nil {
+			t.Errorf("%+v: %v", after, err)
+		}
 	}
+}
+
+// The verdict of the last table, from its rules and from what became of the packet.
+func TestWalkVerdict(t *testing.T) {
+	const accept, drop, unknown = events.NFAccept, events.NFDrop, events.VerdictUnknown
+	ext := func(name string) rule { return rule{cond: true, target: name} }
+	sctp := rule{cond: true, target: "ACCEPT", match: "sctp"}
+	tcp := rule{cond: true, target: "ACCEPT", match: "tcp"}
+	for _, tt := range []struct {
+		name         string
+		rule         rule
+		hits         []events.Hit
+		step, part   int
+		want         int
+		hotdrop, err bool
+	}{
+		{"dropped by the rule", rule{cond: true, target: "DROP"}, hits(0, 1), unknown, drop, drop, false, false},
+		{"accepted by the rule, dropped behind", rule{cond: true, target: "ACCEPT"}, hits(0, 1), unknown, drop, accept, false, false},
+		{"accepted, and no match of the rule did it", sctp, hits(0, 1), unknown, drop, accept, false, false},
+		{"a match dropped it", tcp, hits(), unknown, drop, drop, true, false},
+		{"known that a match dropped it", tcp, hits(), drop, drop, drop, true, false},
+		{"accepted, but the rule drops", rule{cond: true, target: "DROP"}, hits(0, 1), accept, accept, accept, false, true},
+		{"accepted by the policy", rule{cond: true}, hits(0, 1, 1, 1), unknown, unknown, accept, false, false},
+		{"gone, and the rule drops", rule{cond: true, target: "DROP"}, hits(0, 1), unknown, unknown, drop, false, false},
+		{"no path at all", rule{cond: true}, hits(0, 1), unknown, unknown, unknown, false, true},
+		{"REJECT", ext("REJECT"), hits(0, 1), unknown, drop, drop, false, false},
+		{"REJECT, gone", ext("REJECT"), hits(0, 1), unknown, unknown, drop, false, false},
+		{"NFQUEUE, not seen again", ext("NFQUEUE"), hits(0, 1), unknown, unknown, events.NFQueue, false, false},
+		{"NFQUEUE, came back", ext("NFQUEUE"), hits(0, 1), accept, accept, events.NFQueue, false, false},
+		{"QUEUE", rule{cond: true, target: "QUEUE"}, hits(0, 1), unknown, unknown, events.NFQueue, false, false},
+		{"QUEUE, came back", rule{cond: true, target: "QUEUE"}, hits(0, 1), accept, accept, events.NFQueue, false, false},
+		{"SYNPROXY kept it", ext("SYNPROXY"), hits(0, 1), unknown, unknown, events.NFStolen, false, false},
+		{"SYNPROXY dropped it", ext("SYNPROXY"), hits(0, 1), unknown, drop, drop, false, false},
+		{"a target nobody knows kept it", ext("NOBODYKNOWS"), hits(0, 1), unknown, unknown, accept, false, false},
+		{"DNAT", ext("DNAT"), hits(0, 1), accept, accept, accept, false, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			table := inputTable(t, []rule{tt.rule}, nil)
+			step := aRun(tt.hits)
+			step.Verdict, step.Table.Part.Verdict = tt.step, tt.part
+			path, verdict, err := walk(table, step, true)
+			if (err != nil) != tt.err || verdict != tt.want {
+				t.Fatalf("verdict %d, %v, want %d", verdict, err, tt.want)
+			}
+			if err == nil && (path.Hotdrop != "") != tt.hotdrop {
+				t.Errorf("hotdrop %q", path.Hotdrop)
+			}
+		})
+	}
+}
+
+// Which rule it was may be unknown where the verdict is not.
+func TestAmbiguousVerdict(t *testing.T) {
+	table := inputTable(t, []rule{{cond: true, target: "jump U"}, {cond: true, target: "jump U"}},
+		[]rule{{target: "LOG", match: "limit"}, {target: "DROP", match: "limit"}})
+	// U is entered twice, its first rule matched once.
+	j := journeyOf(events.NFDrop, &events.Part{Before: *pkt(0, 64)}, hits(0, 1, 1, 1, 4, 1, 5, 1, 6, 1))
+	resolverOf(table).journey(j)
+	s := j.Steps[0]
+	if !strings.Contains(s.Table.Unresolved, "more than one path") || s.Verdict != events.NFDrop {
+		t.Errorf("verdict %d, %q", s.Verdict, s.Table.Unresolved)
+	}
+	if o := j.Outcome; o.Kind != events.OutDropped || o.Step != 0 || o.Rule != -1 {
+		t.Errorf("outcome %+v", o)
+	}
+}
+
+// resolverOf knows these tables; IDs are numbered from 1.
+func resolverOf(tables ...*symbolize.Table) *resolver {
+	r := newResolver(nil, nil, &speaker{}, false)
+	r.names[77] = "c1"
+	for i, table := range tables {
+		id := events.TableID{Private: 1, Gen: uint64(i + 1)}
+		r.tables[id] = &ruleset{family: symbolize.IPv4, table: table, id: id}
+	}
+	return r
+}
+
+// journeyOf is a journey of one hook, its tables with these hits.
+func journeyOf(verdict int, part *events.Part, hs ...[]events.Hit) *events.Journey {
+	j := &events.Journey{}
+	part.Verdict = verdict
+	for i, h := range hs {
+		s := aRun(h)
+		s.Netns = 77
+		s.Table.Part, s.Table.Before = part, part.Before
+		s.Table.ID = events.TableID{Private: 1, Gen: uint64(i + 1)}
+		if verdict != events.NFAccept && i == len(hs)-1 {
+			s.Verdict = events.VerdictUnknown
+		}
+		j.Steps = append(j.Steps, *s)
+	}
+	j.Steps = append(j.Steps, events.Step{Kind: events.StepHook, PF: events.PFIPv4, Hook: events.HookLocalIn, Netns: 77, Verdict: verdict})
+	j.Conclude()
+	return j
+}
+
+// A journey's tables are resolved part by part, and its outcome with them.
+func TestResolveJourney(t *testing.T) {
+	mangle := namedTable(t, "mangle", []rule{markIf(7)}, nil)
+	filter := inputTable(t, []rule{{cond: true, target: "DROP"}}, nil)
+	packet := func() events.Packet {
+		p := *pkt(0, 64)
+		p.Len = 84
+		return p
+	}
+	for _, tt := range []struct {
+		name         string
+		verdict      int
+		filter       []events.Hit
+		kind         events.OutcomeKind
+		step, rule   int
+		tableVerdict int
+	}{
+		{"dropped by the rule", events.NFDrop, hits(0, 1), events.OutDropped, 1, 0, events.NFDrop},
+		{"dropped by another", events.NFDrop, hits(1, 1), events.OutDropped, 2, -1, events.NFAccept},
+		{"unresolved", events.NFDrop, hits(0, 2), events.OutDropped, 2, -1, events.VerdictUnknown},
+		{"accepted", events.NFAccept, hits(1, 1), events.OutUnknown, -1, -1, events.NFAccept},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			r := resolverOf(mangle, filter)
+			for range 2 { // the second time from the cache
+				r.unresolved = 0
+				j := journeyOf(tt.verdict, &events.Part{Before: packet()}, hits(0, 1, 1, 1), tt.filter)
+				r.journey(j)
+				if o := j.Outcome; o.Kind != tt.kind || o.Step != tt.step || o.Rule != tt.rule || o.NetnsName != "c1" {
+					t.Errorf("outcome %+v", o)
+				}
+				if v := j.Steps[1].Verdict; v != tt.tableVerdict {
+					t.Errorf("table filter returned %d, want %d", v, tt.tableVerdict)
+				}
+				if tt.name == "unresolved" {
+					if r.unresolved != 1 {
+						t.Errorf("%d unresolved", r.unresolved)
+					}
+					continue
+				}
+				if r := j.Steps[1].Table.Rules; len(r) != 1 || r[0].Pkt == nil || r[0].Pkt.Mark != 7 || j.Steps[1].Table.Before.Mark != 7 {
+					t.Errorf("table filter: %+v, want the mark of table mangle", j.Steps[1].Table)
+				}
+				for i := range j.Steps {
+					if j.Steps[i].NetnsName != "c1" {
+						t.Errorf("step %d is in %q", i, j.Steps[i].NetnsName)
+					}
+				}
+			}
+		})
+	}
+}
+
+// The cache keeps apart what walk looks at.
+func TestPathKey(t *testing.T) {
+	keys := map[string]string{}
+	add := func(name string, change func(s *events.Step)) {
+		s := aRun(hits(0, 1))
+		s.Table.Part.Before = *pkt(0, 64)
+		change(s)
+		k := string(pathKey(nil, s, name != "not plain"))
+		if other, ok := keys[k]; ok {
+			t.Errorf("%q and %q have the same key", name, other)
+		}
+		keys[k] = name
+	}
+	add("it", func(*events.Step) {})
+	add("not plain", func(*events.Step) {})
+	add("verdict", func(s *events.Step) { s.Verdict = events.VerdictUnknown })
+	add("dropped", func(s *events.Step) { s.Table.Part.Verdict = events.NFDrop })
+	add("hits", func(s *events.Step) { s.Table.Hits[0].Packets = 2 })
+	add("address", func(s *events.Step) { s.Table.Part.Before.Data[15] = 9 })
+	add("device", func(s *events.Step) { s.In.Name = "eth0" })
+	add("hook", func(s *events.Step) { s.Hook = events.HookForward })
+	add("protocol", func(s *events.Step) { s.Table.Part.Before.Data[9] = 17 })
+	add("fragment", func(s *events.Step) { s.Table.Part.Before.Data[7] = 1 })
+	v6 := func(change func(b []byte)) func(s *events.Step) {
+		return func(s *events.Step) {
+			b := make([]byte, 48)
+			b[0], b[6], b[40] = 0x60, 44, 17
+			change(b)
+			s.Table.Part.Before = events.Packet{Family: events.PFIPv6, Data: b}
+		}
+	}
+	add("IPv6", v6(func([]byte) {}))
+	add("IPv6 address", v6(func(b []byte) { b[23] = 1 }))
+	add("IPv6 protocol", v6(func(b []byte) { b[40] = 6 }))
+	add("IPv6 fragment", v6(func(b []byte) { b[42] = 1 }))
+}
+
+// A path is taken for another's neither where it was the last nor where it is not known.
+func TestPathCache(t *testing.T) {
+	var c pathCache
+	paths := map[string]*knownPath{"a": {}, "b": {}}
+	for _, key := range []string{"a", "b"} {
+		c.put([]byte(key), paths[key])
+	}
+	for i, key := range []string{"a", "a", "b", "c", "b", "a"} {
+		if got := c.get(1, []byte(key)); got != paths[key] {
+			t.Errorf("%d, %s: %p of %v", i, key, got, paths)
+		}
+	}
+	if got := c.get(symbolize.NumHooks, []byte("a")); got != nil {
+		t.Errorf("at a hook that there is not: %p", got)
+	}
+}
+
+// Rulesets that want the same place among the recent ones are told apart.
+func TestRecentRulesets(t *testing.T) {
+	r := resolverOf()
+	one := &ruleset{id: events.TableID{Private: 1, Gen: 7}}
+	two := &ruleset{id: events.TableID{Private: 1, Gen: 7 + uint64(len(r.recent))}}
+	r.keep(one)
+	r.keep(two)
+	for i, rs := range []*ruleset{one, one, two, one} {
+		if got := r.ruleset(rs.id); got != rs {
+			t.Errorf("%d: %+v, want %+v", i, got, rs)
+		}
+	}
+	if got := r.ruleset(events.TableID{Private: 2, Gen: 7}); got != nil {
+		t.Errorf("a ruleset that is not known: %+v", got)
+	}
+}
+
+// Behind a rule that changed addresses, rules are not held against those the packet had.
+func TestPlain(t *testing.T) {
+	outside := pkt(0, 64)
+	outside.Data[12] = 11 // no rule with a condition fits 11.0.0.1
+	outside.Len = 84
+	for _, tt := range []struct {
+		target string
+		want   bool // resolved
+	}{{"LOG", false}, {"DNPT", true}, {"", true}} {
+		mangle := namedTable(t, "mangle", []rule{{target: tt.target}, {cond: true}}, nil)
+		filter := inputTable(t, []rule{{cond: true, target: "ACCEPT"}}, nil)
+		r := resolverOf(mangle, filter)
+		j := journeyOf(events.NFAccept, &events.Part{Before: *outside}, hits(0, 1, 1, 1, 2, 1), hits(0, 1))
+		if tt.target == "" {
+			j.Steps[0].Table.Unresolved = "for some reason"
+		}
+		r.journey(j)
+		first, second := j.Steps[0].Table.Unresolved == "", j.Steps[1].Table.Unresolved == ""
+		if first != (tt.want && tt.target != "") || second != tt.want {
+			t.Errorf("%s: %q, %q", tt.target, j.Steps[0].Table.Unresolved, j.Steps[1].Table.Unresolved)
+		}
+	}
+}
+
+func markIf(value uint32) rule {
+	r := mark(value, 0xffffffff)
+	r.cond = true
+	return r
+}
+
+// rule is a rule of the IPv4 tables that these tests make up, in the chain INPUT
+// or behind it in the only user chain, U.
+type rule struct {
+	cond   bool   // it has a condition, so a packet may pass it by
+	target string // ACCEPT, DROP, QUEUE, RETURN, "jump U", "" or an extension's name
+	rev    byte
+	data   []byte
+	match  string // the name of a match, if there is one
+}
+
+// inputTable lays out struct ipt_replace's entries: INPUT with its policy, U, the end.
+func inputTable(t testing.TB, input, user []rule) *symbolize.Table {
+	t.Helper()
+	return namedTable(t, "filter", input, user)
+}
+
+func namedTable(t testing.TB, table string, input, user []rule) *symbolize.Table {
+	t.Helper()
+	const size, targetOffset, nextOffset = 112, 88, 90 // struct ipt_entry
+	var blob []byte
+	n := uint32(0)
+	var jumps []int
+	extension := func(name string, rev byte, data []byte) []byte {
+		b := make([]byte, (32+len(data)+7)&^7)
+		binary.NativeEndian.PutUint16(b, uint16(len(b)))
+		copy(b[2:31], name)
+		b[31] = rev
+		copy(b[32:], data)
+		return b
+	}
+	add := func(r rule) {
+		e := make([]byte, size)
+		if r.cond {
+			e[0], e[8] = 10, 0xff // -s 10.0.0.0/8
+		}
+		if r.match != "" {
+			e = append(e, extension(r.match, 0, make([]byte, 16))...)
+		}
+		target := len(e)
+		verdict, standard := map[string]int32{"ACCEPT": -2, "DROP": -1, "QUEUE": -4, "RETURN": -5, "jump U": 0, "": 0}[r.target]
+		if standard {
+			switch r.target {
+			case "jump U":
+				jumps = append(jumps, len(blob)+target+32)
+			case "":
+				verdict = int32(len(blob) + target + 40)
+			}
+			e = append(e, extension("", 0, binary.NativeEndian.AppendUint32(nil, uint32(verdict)))...)
+		} else {
+			e = append(e, extension(r.target, r.rev, r.data)...)
+		}
+		binary.NativeEndian.PutUint16(e[targetOffset:], uint16(target))
+		binary.NativeEndian.PutUint16(e[nextOffset:], uint16(len(e)))
+		blob = append(blob, e...)
+		n++
+	}
+	name := func(s string) []byte { return append([]byte(s), make([]byte, 30-len(s))...) }
+	info := symbolize.Info{ValidHooks: 1 << events.HookLocalIn}
+	for _, r := range input {
+		add(r)
+	}
+	info.Underflow[events.HookLocalIn] = uint32(len(blob))
+	add(rule{target: "ACCEPT"})
+	if user != nil {
+		add(rule{target: "ERROR", data: name("U")})
+		for _, j := range jumps {
+			binary.NativeEndian.PutUint32(blob[j:], uint32(len(blob)))
+		}
+		for _, r := range user {
+			add(r)
+		}
+		add(rule{target: "RETURN"})
+	}
+	add(rule{target: "ERROR", data: name("ERROR")})
+	info.NumEntries, info.Size = n, uint32(len(blob))
+	parsed, err := symbolize.ParseTable(symbolize.IPv4, table, info, blob)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return parsed
+}
+
+// hits makes one hit of n packets of 84 bytes of each index: "index, n, index, n …".
+func hits(in ...int) []events.Hit {
+	out := []events.Hit{}
+	for i := 0; i < len(in); i += 2 {
+		out = append(out, events.Hit{Index: in[i], Packets: uint64(in[i+1]), Bytes: uint64(84 * in[i+1])})
+	}
+	return out
 }

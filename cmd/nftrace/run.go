@@ -167,20 +167,23 @@ func traceAll(ctx context.Context, c *config, say *speaker, stdin io.Reader, std
 	return err
 }
 
-// maxRules is the number of entries of the largest table there is, with room to grow.
+// maxRules is the number of entries in all tables of a namespace and family together,
+// the largest there is, with room to grow.
 func maxRules(sys *symbolize.System) int {
-	n := 512
+	most := 512
 	for _, ns := range sys.Namespaces() {
 		for _, family := range families {
+			n := 0
 			for _, name := range tableNames(ns, family) {
 				snap, err := symbolize.ReadSnapshot(ns, family, name, false)
 				if err == nil {
-					n = max(n, len(snap.Table.Entries))
+					n += len(snap.Table.Entries)
 				}
 			}
+			most = max(most, n)
 		}
 	}
-	return 2 * n
+	return 2 * most
 }
 
 func (s *session) sayWaiting() {
@@ -193,15 +196,6 @@ func (s *session) sayWaiting() {
 		s.say.say("no legacy iptables on this system yet (modules ip_tables and ip6_tables are not loaded); their tables are traced as soon as they are")
 	case len(waiting) > 0:
 		s.say.detail("waiting for modules: %s", strings.Join(s.tracer.Waiting(), ", "))
-	}
-}
-
-// run is told of each run of a table as soon as it is read: its ruleset is read at
-// once, before somebody replaces it.
-func (s *session) run(r events.Run) {
-	s.res.see(r.Step)
-	if !r.Alone {
-		s.res.shared.add(r)
 	}
 }
 
@@ -296,6 +290,9 @@ func (s *session) read(until time.Time) (empty bool, err error) {
 	}
 	return false, s.flush()
 }
+
+// run makes sure that the table of a step is known, while it may still be there.
+func (s *session) run(st *events.Step) { s.res.see(st) }
 
 // record takes one record and prints the packets that are complete with it.
 func (s *session) record(raw []byte) error {

@@ -110,9 +110,9 @@ func summary(printed uint64, st events.Stats, l trace.Losses, unresolved uint64)
 	}
 	add(l.RingBuffer, "records: buffer full")
 	add(l.Journeys, "packets: too many at once")
-	add(l.Runs, "table runs: too many at once on a CPU")
-	add(l.ExitMissed, "table runs: exit probe skipped by the kernel")
+	add(l.Frames, "hook calls: too many at once on a CPU")
 	add(st.Bad, "records: unreadable")
+	add(l.Probes, "calls of probes skipped by the kernel, of whatever packets")
 	lost := fmt.Sprintf("%d lost", l.Total()+st.Bad)
 	if len(causes) > 0 {
 		lost += " (" + strings.Join(causes, ", ") + ")"

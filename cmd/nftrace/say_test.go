@@ -81,11 +81,10 @@ func TestSummary(t *testing.T) {
 		{st: events.Stats{Records: 1, Bad: 3}, want: "0 packets, 1 records, 3 lost (3 records: unreadable), 0 unresolved"},
 		{
 			st: events.Stats{Bad: 1},
-			// Probes holds what ExitMissed says more exactly.
-			l: trace.Losses{RingBuffer: 2, Journeys: 3, Runs: 5, ExitMissed: 11, Probes: 100},
-			want: "0 packets, 0 records, 22 lost (2 records: buffer full, 3 packets: too many at once, " +
-				"5 table runs: too many at once on a CPU, " +
-				"11 table runs: exit probe skipped by the kernel, 1 records: unreadable), 0 unresolved",
+			l:  trace.Losses{RingBuffer: 2, Journeys: 3, Frames: 5, Probes: 11},
+			want: "0 packets, 0 records, 11 lost (2 records: buffer full, 3 packets: too many at once, " +
+				"5 hook calls: too many at once on a CPU, " +
+				"1 records: unreadable, 11 calls of probes skipped by the kernel, of whatever packets), 0 unresolved",
 		},
 	} {
 		if got := summary(tt.printed, tt.st, tt.l, tt.unresolved); got != tt.want {

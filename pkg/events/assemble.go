@@ -9,33 +9,18 @@ import (
 	"github.com/nftrace/nftrace/bpf"
 )
 
-// settle is how long after its end a journey is kept open: the hook that dropped
-// the packet returns after the packet is gone, and runs of tables that overlapped with
-// its own may still be open.
+// settle is how long after its end a journey is kept open for records that still come.
 const settle = 20 * time.Millisecond
 
 // usualSteps is room for the steps of a packet that is forwarded through all tables.
 const usualSteps = 20
 
-// seqAfterEnd is the sequence number of records that come after the end.
-const seqAfterEnd = ^uint32(0)
-
-// Run is one run of a table as it was recorded, for those who must tell runs apart that
-// overlapped on a CPU. Step.Table is never nil. A run that was alone is of no use to those,
-// and valid during the call only; others may be kept.
-type Run struct {
-	Step *Step
-	// Entry and Exit are the times of the two probes.
-	Entry, Exit time.Duration
-	// Alone is set where no other run can have fallen in between.
-	Alone bool
-}
-
 // Assembler groups records into journeys. Its fields may be set before the first Add.
 type Assembler struct {
-	// OnRun, if set, is told of each run as soon as its record is read, of packets
-	// that are followed and of others that overlapped with theirs.
-	OnRun func(Run)
+	// OnRun, if set, is told of each run of a table as soon as its record is read:
+	// which table it was and where, no more is known then. The step is valid during the
+	// call only.
+	OnRun func(*Step)
 
 	open map[uint64]*draft // by journey
 	last *draft            // the one of open that the newest record belonged to, if any
@@ -47,6 +32,7 @@ type Assembler struct {
 	given []*draft
 	spare []*draft
 	runs  []*TableRun
+	parts []*Part
 	nats  []*NAT
 
 	names   map[ifaceKey]string
@@ -72,17 +58,44 @@ type ifaceKey struct {
 // draft is a journey that is not complete.
 type draft struct {
 	j       Journey
-	first   bpf.NftracePkt // j.First
 	nextSeq uint32
-	// natOpen is set where natBefore, what the packet was before NAT, waits for the after.
-	natOpen   bool
-	natBefore Tuple
+	gap     bool // records are missing before the newest one
+	call    call
+	parts   []*Part // all packets of the journey are in them
+	seen    *Packet // as it was seen last; nil: records are missing since
 	// matched is set once the filter matched: the probes follow packets on
 	// suspicion, and not all of them are wanted.
 	matched bool
-	ended   bool
 	endedAt time.Duration
 	next    *draft // that ended
+}
+
+// call is the call of a hook that the newest record belongs to; what comes next tells
+// how it ended.
+type call struct {
+	open bool
+	hook Step // its StepHook
+	// natted is set where nf_nat_manip_pkt was called behind the part, as nat says; the
+	// next record is the next part.
+	natted bool
+	nat    bpf.NftraceRecNat
+
+	// Of its last part:
+	ended  bool
+	part   *Part // nil: no tables
+	first  int   // its first table in Steps
+	runs   int   // of tables, as the kernel counted them; -1: it could not
+	listed []listed
+	seen   *Packet // nil: not known
+}
+
+// listed is a table that a hook can run through.
+type listed struct {
+	name string
+	id   TableID
+	rank uint8  // in the order in which the kernel runs them
+	at   uint8  // in the record
+	hits uint16 // of its rules
 }
 
 // NewAssembler returns an empty Assembler.
@@ -166,6 +179,7 @@ func (a *Assembler) close(d *draft) {
 
 // finish hands out a draft's journey.
 func (a *Assembler) finish(d *draft) {
+	a.endCall(d, VerdictUnknown)
 	a.close(d)
 	a.stats.Packets++
 	a.stats.Lost += d.j.Lost
@@ -175,7 +189,7 @@ func (a *Assembler) finish(d *draft) {
 			s.PhysIn.Name = a.deviceName(s.Netns, s.PhysIn.Index)
 		}
 	}
-	d.j.Outcome = outcome(d)
+	d.j.Conclude()
 	a.done = append(a.done, &d.j)
 }
 
@@ -184,14 +198,15 @@ func (a *Assembler) reuse() {
 	for _, d := range a.given {
 		for i := range d.j.Steps {
 			s := &d.j.Steps[i]
-			if s.Table != nil && !s.Table.kept {
+			if s.Table != nil {
 				a.runs = append(a.runs, s.Table)
 			}
 			if s.NAT != nil {
 				a.nats = append(a.nats, s.NAT)
 			}
 		}
-		*d = draft{j: Journey{Steps: d.j.Steps[:0]}}
+		a.parts = append(a.parts, d.parts...)
+		*d = draft{j: Journey{Steps: d.j.Steps[:0]}, parts: d.parts[:0], call: call{listed: d.call.listed[:0]}}
 	}
 	a.spare = append(a.spare, a.given...)
 	a.given, a.done = a.given[:0], a.done[:0]
@@ -215,16 +230,13 @@ func pop[T any](list *[]*T) *T {
 	return last
 }
 
-// draft finds the draft that a record belongs to, if there is one or it can begin one.
+// draft returns the draft that a record belongs to.
 func (a *Assembler) draft(h *bpf.NftraceRecHdr) *draft {
 	d := a.open[h.Jid]
 	if d == nil {
-		if h.Seq == seqAfterEnd {
-			return nil // the journey was handed out; a hook far up returned
-		}
 		d = a.newDraft()
 		d.j.ID = h.Jid
-		if bpf.NftraceRecType(h.Type) != bpf.NftraceRecTypeREC_START {
+		if h.Seq != 0 || bpf.NftraceRecType(h.Type) != bpf.NftraceRecTypeREC_HOOK {
 			d.j.HalfSeen = "the record of its beginning was lost"
 		}
 		d.j.Start = ns(h.Ts)
@@ -235,8 +247,8 @@ func (a *Assembler) draft(h *bpf.NftraceRecHdr) *draft {
 }
 
 func (a *Assembler) end(d *draft, at time.Duration) {
-	if !d.ended {
-		d.ended, d.endedAt = true, at
+	if !d.j.ended {
+		d.j.ended, d.endedAt = true, at
 		if a.firstEnded == nil {
 			a.firstEnded = d
 		} else {
@@ -247,74 +259,58 @@ func (a *Assembler) end(d *draft, at time.Duration) {
 }
 
 func (a *Assembler) record(h *bpf.NftraceRecHdr, raw []byte) error {
-	typ := bpf.NftraceRecType(h.Type)
-	if typ == bpf.NftraceRecTypeREC_FOREIGN {
-		return a.table(nil, h, raw)
-	}
 	d := a.last
 	if d == nil || d.j.ID != h.Jid {
-		if d = a.draft(h); d == nil {
-			return nil
-		}
+		d = a.draft(h)
 	}
-	if h.Seq != seqAfterEnd {
-		if h.Seq > d.nextSeq {
-			d.j.Lost += uint64(h.Seq - d.nextSeq)
-		}
-		d.nextSeq = h.Seq + 1
-		if h.Flags&uint32(bpf.NftraceRecFlagREC_F_TENTATIVE) == 0 {
-			d.matched = true
-		}
+	if d.gap = h.Seq > d.nextSeq; d.gap {
+		d.j.Lost += uint64(h.Seq - d.nextSeq)
+		d.seen = nil
 	}
-	if h.Flags&uint32(bpf.NftraceRecFlagREC_F_HOLE) != 0 {
-		d.j.Lost++
+	d.nextSeq = h.Seq + 1
+	if h.Flags&uint32(bpf.NftraceRecFlagREC_F_TENTATIVE) == 0 {
+		d.matched = true
 	}
-	switch typ {
-	case bpf.NftraceRecTypeREC_START:
-		r, err := recHook(raw, true)
-		if err != nil {
-			return err
-		}
-		d.first = r.Pkt
-		readPacket(&d.j.First, &d.first)
-		// It is no step, but may name devices of which others know the index only.
-		begin := Step{Netns: h.Netns}
-		a.place(&begin, &r.Place)
-		if h.Flags&uint32(bpf.NftraceRecFlagREC_F_LATE) != 0 {
-			d.j.HalfSeen = "followed from " + HookName(begin.PF, begin.Hook) + " on: the filter did not match before"
-		}
+	switch bpf.NftraceRecType(h.Type) {
 	case bpf.NftraceRecTypeREC_HOOK:
-		r, err := recHook(raw, false)
-		if err != nil {
-			return err
-		}
-		s := d.step(StepHook, h)
-		a.place(s, &r.Place)
-		s.Verdict = hookVerdict(r.Ret)
-	case bpf.NftraceRecTypeREC_TABLE:
-		return a.table(d, h, raw)
+		return a.hook(d, h, raw)
 	case bpf.NftraceRecTypeREC_AFTER:
 		r, err := recPkt(raw)
 		if err != nil {
 			return err
 		}
-		if n := len(d.j.Steps); n > 0 && d.j.Steps[n-1].Table != nil {
-			after := r.Pkt
-			readPacket(&d.j.Steps[n-1].Table.After, &after)
+		// Else it is of a part that was lost.
+		if p := d.call.part; p != nil && !d.call.ended && !d.gap {
+			p.after = r.Pkt
+			readPacket(&p.After, &p.after)
+			d.see(&p.After)
+			d.tracked(&p.After)
 		}
 	case bpf.NftraceRecTypeREC_NAT:
 		r, err := recNAT(raw)
 		if err != nil {
 			return err
 		}
-		a.nat(d, h, r)
+		if c := &d.call; c.open && !d.gap {
+			a.endPart(d, NFAccept)
+			c.natted, c.nat = true, *r
+		}
 	case bpf.NftraceRecTypeREC_BRIDGE:
 		return a.passed(d, StepBridge, h, raw)
 	case bpf.NftraceRecTypeREC_XMIT:
 		return a.passed(d, StepXmit, h, raw)
 	case bpf.NftraceRecTypeREC_DELIVER:
 		return a.passed(d, StepDeliver, h, raw)
+	case bpf.NftraceRecTypeREC_DROP:
+		if d.call.open && !d.gap {
+			a.endCall(d, NFDrop)
+		} else if !d.j.ended {
+			a.endCall(d, VerdictUnknown)
+			d.j.dropped = true
+		}
+		a.end(d, ns(h.Ts))
 	case bpf.NftraceRecTypeREC_END:
+		a.endCall(d, VerdictUnknown)
 		a.end(d, ns(h.Ts))
 	default:
 		return fmt.Errorf("unknown type")
@@ -322,17 +318,21 @@ func (a *Assembler) record(h *bpf.NftraceRecHdr, raw []byte) error {
 	return nil
 }
 
-// step adds a step. The pointer is valid until the next one is added.
-func (d *draft) step(kind StepKind, h *bpf.NftraceRecHdr) *Step {
+// addStep adds a step that is to be filled in where it stands: steps are large. The
+// pointer is valid until the next one is added.
+func (d *draft) addStep() *Step {
 	n := len(d.j.Steps)
 	if n == cap(d.j.Steps) {
 		d.j.Steps = slices.Grow(d.j.Steps, 1)
 	}
 	d.j.Steps = d.j.Steps[:n+1]
-	s := &d.j.Steps[n]
-	*s = Step{} // filled in where it stands: steps are large
+	return &d.j.Steps[n]
+}
+
+// begin makes s a step of which no more is known than a record's header.
+func (s *Step) begin(kind StepKind, h *bpf.NftraceRecHdr) {
+	*s = Step{}
 	s.Kind, s.Time, s.CPU, s.Netns = kind, ns(h.Ts), int(h.Cpu), h.Netns
-	return s
 }
 
 // passed adds a step that is no more than a device.
@@ -341,7 +341,9 @@ func (a *Assembler) passed(d *draft, kind StepKind, h *bpf.NftraceRecHdr, raw []
 	if err != nil {
 		return err
 	}
-	s := d.step(kind, h)
+	a.endCall(d, NFAccept)
+	s := d.addStep()
+	s.begin(kind, h)
 	if kind == StepDeliver {
 		a.device(&s.In, h.Netns, &r.Dev)
 		a.end(d, s.Time)
@@ -351,7 +353,7 @@ func (a *Assembler) passed(d *draft, kind StepKind, h *bpf.NftraceRecHdr, raw []
 	return nil
 }
 
-// place fills in where an empty step was.
+// place fills in where a step was that is empty but for the header.
 func (a *Assembler) place(s *Step, p *bpf.NftracePlace) {
 	s.PF, s.Hook = p.Pf, p.Hook
 	a.device(&s.In, s.Netns, &p.In)
@@ -360,65 +362,226 @@ func (a *Assembler) place(s *Step, p *bpf.NftracePlace) {
 	s.PhysIn.Index = int(p.Physin)
 }
 
-// table adds a run of a table; d is nil if the packet is not followed.
-func (a *Assembler) table(d *draft, h *bpf.NftraceRecHdr, raw []byte) error {
-	r, err := recTable(raw)
+// hook takes a call of a hook or a part of one.
+func (a *Assembler) hook(d *draft, h *bpf.NftraceRecHdr, raw []byte) error {
+	r, hasBefore, hasTables, err := recHook(raw)
 	if err != nil {
 		return err
 	}
-	if d == nil {
-		d = &draft{}
+	c := &d.call
+	behind := c.open && c.natted && !d.gap
+	// It may be gone before anybody could look at it behind the rewrite.
+	hasBefore = hasBefore && (!behind || r.Before.Cap > 0)
+	var p *Part
+	if hasBefore || hasTables {
+		p = a.newPart(d)
+		p.AfterNAT = behind
 	}
-	s := d.step(StepTable, h)
-	s.Verdict = int(r.Verdict)
-	a.place(s, &r.Place)
-	has := func(f bpf.NftraceRecFlag) bool { return h.Flags&uint32(f) != 0 }
-	alone := has(bpf.NftraceRecFlagREC_F_ATOMIC)
-	var t *TableRun
-	if alone {
-		t = a.newRun()
-	} else {
-		t = &TableRun{} // OnRun may keep it
-	}
-	hits, rules := t.Hits[:0], t.Rules[:0]
-	*t = TableRun{} // as in step
-	t.Name, t.ID, t.Entry = a.tableName(&r.Table), TableID{Private: r.Private, Gen: r.Gen}, ns(r.EntryTs)
-	t.Hits, t.Rules = slices.Grow(hits, int(r.Nhits)), rules
-	t.Shared, t.Unresolved, t.kept = has(bpf.NftraceRecFlagREC_F_SHARED), unresolved(h.Flags), !alone
-	for i := range r.Hits[:r.Nhits] {
-		hit := &r.Hits[i]
-		t.Hits = append(t.Hits, Hit{Index: int(hit.Index), Packets: uint64(hit.Packets), Bytes: hit.Bytes})
-	}
-	t.before = r.Before
-	readPacket(&t.Before, &t.before)
-	if has(bpf.NftraceRecFlagREC_F_ALIVE) {
-		t.After = t.Before
-	}
-	s.Table = t
-	if a.OnRun != nil {
-		if !alone {
-			kept := *s
-			s = &kept
+	if hasBefore {
+		p.before = r.Before
+		readPacket(&p.Before, &p.before)
+		if d.j.First.Data == nil {
+			d.j.First = p.Before
 		}
-		a.OnRun(Run{Step: s, Entry: t.Entry, Exit: s.Time, Alone: alone})
+	}
+	if h.Seq == 0 {
+		d.j.Start = ns(r.EntryTs)
+		if h.Flags&uint32(bpf.NftraceRecFlagREC_F_LATE) != 0 {
+			d.j.HalfSeen = "followed from " + HookName(r.Place.Pf, r.Place.Hook) + " on: the filter did not match before"
+		}
+	}
+
+	if !behind {
+		a.endCall(d, NFAccept)
+	} else if hasBefore {
+		d.tracked(&p.Before)
+		a.nat(d, &p.Before)
+	}
+	if hasBefore {
+		d.see(&p.Before)
+	}
+	c.hook.begin(StepHook, h)
+	c.hook.Verdict = VerdictUnknown
+	a.place(&c.hook, &r.Place)
+	c.open, c.natted, c.ended, c.part = true, false, false, nil
+	c.first, c.listed, c.seen = len(d.j.Steps), c.listed[:0], d.seen
+	if hasTables {
+		c.part = p
+		a.tablesOf(d, r)
 	}
 	return nil
 }
 
-func (a *Assembler) newRun() *TableRun {
-	if t := pop(&a.runs); t != nil {
-		return t
+func (a *Assembler) newPart(d *draft) *Part {
+	p := pop(&a.parts)
+	if p == nil {
+		p = &Part{}
 	}
-	return &TableRun{}
+	// What it has slices of need not be cleared.
+	p.Before, p.After, p.AfterNAT, p.Verdict = Packet{}, Packet{}, false, VerdictUnknown
+	d.parts = append(d.parts, p)
+	return p
 }
 
-// unusable are the causes why the counters of a run cannot be used at all.
+// see takes note of the packet as it was seen last.
+func (d *draft) see(p *Packet) { d.seen, d.j.seen = p, p }
+
+// tracked sets the conntrack state of the packet in the tables of the last part, from
+// the packet behind it: conntrack comes to know it between table raw and the others.
+func (d *draft) tracked(p *Packet) {
+	c := &d.call
+	if c.part == nil || c.hook.Hook != HookPreRouting && c.hook.Hook != HookLocalOut {
+		return
+	}
+	for i := c.first; i < len(d.j.Steps); i++ {
+		if t := d.j.Steps[i].Table; t != nil && t.Name != "raw" {
+			t.Before.CT, t.Before.CTReply = p.CT, p.CTReply
+		}
+	}
+}
+
+// nat adds the step of the rewrite that the next part of the call lies behind.
+func (a *Assembler) nat(d *draft, after *Packet) {
+	c := &d.call
+	if c.seen == nil {
+		return
+	}
+	n := NAT{Source: c.nat.Manip == 0, CTReply: c.nat.Dir != 0}
+	n.Before, _ = c.seen.Tuple()
+	n.After, _ = after.Tuple()
+	if !fits(&n) || n.Before == n.After {
+		return
+	}
+	s := d.addStep()
+	s.begin(StepNAT, &c.nat.Hdr)
+	if s.NAT = pop(&a.nats); s.NAT == nil {
+		s.NAT = &NAT{}
+	}
+	*s.NAT = n
+}
+
+// fits reports that a rewrite can have made After of Before: the packet may have been
+// changed otherwise (put into a tunnel) since it was Before.
+func fits(n *NAT) bool {
+	if !n.Before.Src.Addr().IsValid() || n.Before.Proto != n.After.Proto {
+		return false
+	}
+	if n.Source {
+		return n.Before.Dst.Addr() == n.After.Dst.Addr()
+	}
+	return n.Before.Src.Addr() == n.After.Src.Addr()
+}
+
+// rank orders tables as the kernel runs them at a hook (enum nf_ip_hook_priorities);
+// early is set where destinations are rewritten, not sources.
+func rank(table string, early bool) uint8 {
+	switch table {
+	case "raw":
+		return 0
+	case "mangle":
+		return 1
+	case "nat":
+		if early {
+			return 2
+		}
+		return 6
+	case "filter":
+		return 3
+	case "security":
+		return 4
+	}
+	return 5
+}
+
+// tablesOf adds the tables of a part, as far as they are known before its end is.
+func (a *Assembler) tablesOf(d *draft, r *bpf.NftraceRecHook) {
+	c := &d.call
+	early := 0
+	if c.hook.Hook == HookPreRouting || c.hook.Hook == HookLocalOut {
+		early = 1
+	}
+	hits := r.Hits[:r.Nhits]
+	var of [len(r.Tables)]uint16 // hits of each table
+	for i := range hits {
+		of[hits[i].Table]++
+	}
+	for i := range r.Tables[:r.Ntables] {
+		t := &r.Tables[i]
+		k := a.table(&t.Name)
+		l := listed{name: k.name, id: TableID{Private: t.Private, Gen: t.Gen}, rank: k.ranks[early], at: uint8(i), hits: of[i]}
+		c.listed = append(c.listed, l)
+		for n := i; n > 0 && c.listed[n-1].rank > l.rank; n-- {
+			c.listed[n], c.listed[n-1] = c.listed[n-1], l
+		}
+	}
+	why := unresolved(r.Hdr.Flags)
+	if c.runs = int(r.Runs); why != "" || r.Hdr.Flags&uint32(bpf.NftraceRecFlagREC_F_UNCOUNTED) != 0 {
+		c.runs = -1
+	}
+	for i := range c.listed {
+		l := &c.listed[i]
+		if l.hits > 0 || why != "" && l.name != "nat" {
+			t := a.run(d, l)
+			t.Unresolved = why
+			t.Hits = hitsOf(t.Hits, l, hits)
+		}
+	}
+}
+
+// hitsOf adds a table's hits to what is empty, sorted and those of one entry added up.
+func hitsOf(to []Hit, l *listed, hits []bpf.NftraceHit) []Hit {
+	to = slices.Grow(to, int(l.hits))
+	sorted := true
+	for i := range hits {
+		h := &hits[i]
+		if h.Table != uint16(l.at) {
+			continue
+		}
+		n := len(to)
+		sorted = sorted && (n == 0 || to[n-1].Index < int(h.Index))
+		to = append(to, Hit{Index: int(h.Index), Packets: uint64(h.Packets), Bytes: h.Bytes})
+	}
+	if sorted {
+		return to
+	}
+	slices.SortFunc(to, func(x, y Hit) int { return cmp.Compare(x.Index, y.Index) })
+	out := to[:0]
+	for _, h := range to {
+		if n := len(out); n > 0 && out[n-1].Index == h.Index {
+			out[n-1].Packets += h.Packets
+			out[n-1].Bytes += h.Bytes
+			continue
+		}
+		out = append(out, h)
+	}
+	return out
+}
+
+// run adds a run of a table in the last part of the open call.
+func (a *Assembler) run(d *draft, l *listed) *TableRun {
+	c := &d.call
+	t := pop(&a.runs)
+	if t == nil {
+		t = &TableRun{}
+	}
+	hits, rules := t.Hits[:0], t.Rules[:0]
+	*t = TableRun{}
+	t.Name, t.ID, t.Hits, t.Rules = l.name, l.id, hits, rules
+	t.Part, t.Before = c.part, c.part.Before
+	s := d.addStep()
+	*s = c.hook
+	s.Kind, s.Table = StepTable, t
+	if a.OnRun != nil {
+		a.OnRun(s)
+	}
+	return t
+}
+
+// unusable are the causes why the counters of a part cannot be used at all.
 var unusable = []struct {
 	flag  bpf.NftraceRecFlag
 	cause string
 }{
-	{bpf.NftraceRecFlagREC_F_MISSED_ENTRY, "the kernel skipped the probe at the table's entry"},
-	{bpf.NftraceRecFlagREC_F_MIGRATED, "the packet's task moved to another CPU within the table"},
 	{bpf.NftraceRecFlagREC_F_NOTABLE, "the table has more rules than nftrace made room for when it started; start it again"},
 	{bpf.NftraceRecFlagREC_F_REPLACED, "the table was replaced while the packet was in it"},
 	{bpf.NftraceRecFlagREC_F_TORN, "another packet ran through the tables while the counters were being copied"},
@@ -427,7 +590,7 @@ var unusable = []struct {
 }
 
 func unresolved(flags uint32) string {
-	if flags == uint32(bpf.NftraceRecFlagREC_F_ALIVE|bpf.NftraceRecFlagREC_F_ATOMIC) {
+	if flags == 0 {
 		return "" // as nearly all are
 	}
 	for i := range unusable {
@@ -438,90 +601,119 @@ func unresolved(flags uint32) string {
 	return ""
 }
 
-// nat takes the packet before or after a rewrite; both make a step.
-func (a *Assembler) nat(d *draft, h *bpf.NftraceRecHdr, r *bpf.NftraceRecNat) {
-	var p Packet
-	readPacket(&p, &r.Pkt)
-	tuple, _ := p.Tuple()
-	if h.Flags&uint32(bpf.NftraceRecFlagREC_F_NAT_AFTER) == 0 {
-		d.natBefore, d.natOpen = tuple, true
+// endPart ends the last part of the open call: verdict is NFAccept if the packet went
+// on, be it to the next part.
+func (a *Assembler) endPart(d *draft, verdict int) {
+	c := &d.call
+	if c.part == nil || c.ended {
 		return
 	}
-	if d.natOpen && d.natBefore != tuple {
-		n := pop(&a.nats)
-		if n == nil {
-			n = &NAT{}
+	c.ended = true
+	c.part.Verdict = verdict
+	if verdict == NFAccept && c.part.After.Data == nil && !d.gap {
+		c.part.After = c.part.Before
+	}
+	a.countRuns(d, verdict)
+	// All tables but the last accepted it, and if it went on, the last one too.
+	last, known := true, true
+	for i := len(d.j.Steps) - 1; i >= c.first; i-- {
+		known = known && d.j.Steps[i].Table.Unresolved == ""
+	}
+	for i := len(d.j.Steps) - 1; i >= c.first; i-- {
+		s := &d.j.Steps[i]
+		switch {
+		case verdict == NFAccept || known && !last:
+			s.Verdict = NFAccept
+		case known && len(s.Table.Hits) == 0:
+			s.Verdict = NFDrop
 		}
-		*n = NAT{Source: r.Manip == 0, CTReply: r.Dir != 0, Before: d.natBefore, After: tuple}
-		d.step(StepNAT, h).NAT = n
-	}
-	d.natOpen = false
-}
-
-// hookVerdict maps what nf_hook_slow returned (1: accepted, below 0: dropped with
-// that errno, 0: stolen or queued) to NF_*.
-func hookVerdict(ret int32) int {
-	switch {
-	case ret == 1:
-		return NFAccept
-	case ret < 0:
-		return NFDrop
-	default:
-		return NFStolen
+		last = false
 	}
 }
 
-// outcome tells what became of the packet from its last steps.
-func outcome(d *draft) Outcome {
+// countRuns compares the tables of the last part with what the kernel counted.
+func (a *Assembler) countRuns(d *draft, verdict int) {
+	c := &d.call
+	with := len(d.j.Steps) - c.first
+	if c.runs < 0 || c.runs == with {
+		return
+	}
+	next := -1 // the table behind the last one with hits
+	for i := len(c.listed) - 1; i >= 0 && c.listed[i].hits == 0; i-- {
+		if c.listed[i].name != "nat" {
+			next = i
+		}
+	}
+	if verdict == NFDrop && c.runs == with+1 && next >= 0 {
+		// A match dropped the packet before any rule of this table counted it.
+		a.run(d, &c.listed[next])
+		return
+	}
+	const why = "other packets ran through the tables unseen"
+	if with == 0 && next >= 0 {
+		a.run(d, &c.listed[next])
+	}
+	for i := c.first; i < len(d.j.Steps); i++ {
+		d.j.Steps[i].Table.Unresolved = why
+	}
+}
+
+// endCall ends the open call, if there is one, and adds its verdict.
+func (a *Assembler) endCall(d *draft, verdict int) {
+	c := &d.call
+	if !c.open {
+		return
+	}
+	a.endPart(d, verdict)
+	c.hook.Verdict = verdict
+	*d.addStep() = c.hook
+	c.open = false
+}
+
+// Conclude works the outcome out from the last steps. It is to be called again where
+// the verdicts of tables have become known since.
+func (j *Journey) Conclude() {
 	o := Outcome{Kind: OutUnknown, Step: -1, Rule: -1}
-	steps := d.j.Steps
-	for i := len(steps) - 1; i >= 0; i-- {
-		s := &steps[i]
-		switch s.Kind {
-		case StepDeliver:
-			o.Kind, o.Device = OutDelivered, s.In
-			return o
-		case StepXmit:
-			// What a hook of the next namespace kept was not just sent.
-			if d.ended && (o.Kind != OutStolen || steps[o.Step].Netns == s.Netns) {
-				o.Kind, o.Device, o.Step = OutSent, s.Out, i
-			}
-			return o
-		case StepTable:
-			if v := s.Verdict & 0xff; v != NFAccept {
-				o.Step = i
-				switch v {
-				case NFDrop:
-					o.Kind = OutDropped
-				case NFStolen:
-					o.Kind = OutStolen
-				case NFQueue:
-					o.Kind = OutQueued
-				}
-				return o
-			}
-		case StepHook:
-			// Hooks further up return later, and say that it was stolen.
-			if s.Verdict == NFDrop {
-				o.Kind, o.Step = OutDropped, i
-				// The table that said so, if one did, comes before.
-				for k := i - 1; k >= 0; k-- {
-					t := &steps[k]
-					if t.Kind == StepTable && t.Hook == s.Hook && t.PF == s.PF && t.Verdict&0xff == NFDrop {
-						o.Step = k
-						break
-					}
-				}
-				return o
-			}
-			// br_netfilter's own hooks steal what the IP hooks go on with.
-			if s.Verdict == NFStolen && o.Kind == OutUnknown && s.PF != PFBridge {
-				o.Kind, o.Step = OutStolen, i
-			}
-		}
-	}
-	if d.ended && o.Kind == OutUnknown {
+	if j.ended {
 		o.Kind = OutFreed
 	}
-	return o
+	last := len(j.Steps) - 1
+	switch {
+	case j.dropped:
+		o.Kind = OutDropped
+	case last < 0:
+	case j.Steps[last].Kind == StepDeliver:
+		o.Kind, o.Device = OutDelivered, j.Steps[last].In
+	case j.Steps[last].Kind == StepXmit && j.ended:
+		o.Kind, o.Device, o.Step = OutSent, j.Steps[last].Out, last
+	case j.Steps[last].Kind == StepHook:
+		j.concludeHook(&o, last)
+	}
+	j.Outcome = o
+}
+
+// concludeHook is the outcome of a journey that ended in step i, a StepHook.
+func (j *Journey) concludeHook(o *Outcome, i int) {
+	s := &j.Steps[i]
+	table, said := -1, VerdictUnknown
+	if i > 0 && j.Steps[i-1].Kind == StepTable {
+		table, said = i-1, j.Steps[i-1].Verdict
+	}
+	switch {
+	case s.Verdict == NFDrop:
+		o.Kind, o.Step = OutDropped, i
+		if said == NFDrop {
+			o.Step = table
+		}
+	case s.Verdict != VerdictUnknown:
+	case said == NFDrop:
+		o.Kind, o.Step = OutDropped, table
+	case said == NFStolen:
+		o.Kind, o.Step = OutStolen, table
+	case said == NFQueue:
+		o.Kind, o.Step = OutQueued, table
+	case j.ended && j.seen != nil && (s.PF == PFIPv4 || s.PF == PFIPv6) && (s.Hook == HookPreRouting || s.Hook == HookLocalOut) && j.seen.fragment():
+		// It waits for the others, or waited in vain.
+		o.Kind, o.Step = OutStolen, i
+	}
 }

@@ -1,8 +1,10 @@
 package events
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 	"unsafe"
@@ -19,6 +21,7 @@ type script struct {
 	seq   uint32
 	now   uint64
 	done  []*Journey
+	keep  func(raw []byte) // instead of giving it to a
 }
 
 func newScript(t *testing.T, a *Assembler, jid uint64) *script {
@@ -38,15 +41,51 @@ func bytesOf[T any](v *T, size uintptr) []byte {
 
 func (s *script) add(raw []byte) {
 	s.t.Helper()
+	if s.keep != nil {
+		s.keep(raw)
+		return
+	}
 	js, err := s.a.Add(raw)
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	for _, j := range js { // valid until the next call only
-		kept := *j
-		kept.Steps = slices.Clone(j.Steps)
-		s.done = append(s.done, &kept)
+	s.done = append(s.done, clone(js)...)
+}
+
+// clone copies journeys with all that is in them: what an Assembler returns is valid until
+// its next call only.
+func clone(js []*Journey) []*Journey {
+	packet := func(p Packet) Packet {
+		p.Data, p.MAC = slices.Clone(p.Data), slices.Clone(p.MAC)
+		return p
 	}
+	var out []*Journey
+	for _, j := range js {
+		kept := *j
+		kept.First, kept.Steps = packet(j.First), slices.Clone(j.Steps)
+		parts := map[*Part]*Part{}
+		for i := range kept.Steps {
+			s := &kept.Steps[i]
+			if s.NAT != nil {
+				n := *s.NAT
+				s.NAT = &n
+			}
+			if s.Table == nil {
+				continue
+			}
+			t := *s.Table
+			t.Hits, t.Before = slices.Clone(t.Hits), packet(t.Before)
+			if parts[t.Part] == nil {
+				p := *t.Part
+				p.Before, p.After = packet(p.Before), packet(p.After)
+				parts[t.Part] = &p
+			}
+			t.Part = parts[t.Part]
+			s.Table = &t
+		}
+		out = append(out, &kept)
+	}
+	return out
 }
 
 func dev(index uint32, name string) bpf.NftraceDev {
@@ -67,139 +106,254 @@ func ping() bpf.NftracePkt {
 	return p
 }
 
-func (s *script) start(hook uint8, flags bpf.NftraceRecFlag) {
-	r := bpf.NftraceRecHook{Hdr: s.hdr(bpf.NftraceRecTypeREC_START, flags), Pkt: ping()}
-	r.Place.Hook, r.Place.Pf = hook, PFIPv4
+// part is a REC_HOOK: tables make it a whole one.
+type part struct {
+	hook   uint8
+	pf     uint8 // 0: IPv4
+	flags  bpf.NftraceRecFlag
+	before *bpf.NftracePkt // nil: none, or with tables a ping
+	tables []string
+	runs   int // -1: as many as tables with hits
+	hits   []bpf.NftraceHit
+}
+
+func hit(table, index, packets int) bpf.NftraceHit {
+	return bpf.NftraceHit{Table: uint16(table), Index: uint32(index), Packets: uint16(packets), Bytes: uint64(84 * packets)}
+}
+
+func (s *script) part(p part) {
+	s.t.Helper()
+	r := bpf.NftraceRecHook{Hdr: s.hdr(bpf.NftraceRecTypeREC_HOOK, p.flags)}
+	r.EntryTs = r.Hdr.Ts - 500
+	r.Place.Hook, r.Place.Pf, r.Place.Physin = p.hook, PFIPv4, 3
+	if p.pf != 0 {
+		r.Place.Pf = p.pf
+	}
 	r.Place.In = dev(3, "eth0")
+	size := unsafe.Offsetof(r.Before)
+	if p.before != nil {
+		r.Before = *p.before
+		size = unsafe.Offsetof(r.Nhits)
+	}
+	if len(p.tables) > 0 {
+		if p.before == nil {
+			r.Before = ping()
+		}
+		r.Ntables, r.Nhits, r.Runs = uint32(len(p.tables)), uint32(len(p.hits)), uint32(p.runs)
+		if p.runs < 0 {
+			with := map[uint16]bool{}
+			for _, h := range p.hits {
+				with[h.Table] = true
+			}
+			r.Runs = uint32(len(with))
+		}
+		for i, name := range p.tables {
+			t := &r.Tables[i]
+			t.Private, t.Gen = 0xabc0+uint64(i), 1+uint64(i)
+			copy(bytesOf(&t.Name, unsafe.Sizeof(t.Name)), name)
+		}
+		copy(r.Hits[:], p.hits)
+		size = unsafe.Offsetof(r.Hits) + uintptr(len(p.hits))*unsafe.Sizeof(r.Hits[0])
+	}
+	s.add(bytesOf(&r, size))
+}
+
+// first is the first part of a journey, at a hook without tables.
+func (s *script) first(hook uint8, flags bpf.NftraceRecFlag) {
+	p := ping()
+	s.part(part{hook: hook, flags: flags, before: &p})
+}
+
+// filter is a hook at which table filter ran through entry 4.
+func (s *script) filter(hook uint8) {
+	s.part(part{hook: hook, tables: []string{"filter"}, runs: -1, hits: []bpf.NftraceHit{hit(0, 4, 1)}})
+}
+
+func (s *script) nat(manip uint8) {
+	r := bpf.NftraceRecNat{Hdr: s.hdr(bpf.NftraceRecTypeREC_NAT, 0), Manip: manip, Dir: 1}
 	s.add(bytesOf(&r, unsafe.Sizeof(r)))
 }
 
-func (s *script) hook(hook uint8, ret int32, flags bpf.NftraceRecFlag) {
-	r := bpf.NftraceRecHook{Hdr: s.hdr(bpf.NftraceRecTypeREC_HOOK, flags), Ret: ret}
-	r.Place.Hook, r.Place.Pf = hook, PFIPv4
-	s.add(bytesOf(&r, unsafe.Offsetof(r.Pkt)))
+func (s *script) after(p bpf.NftracePkt) {
+	r := bpf.NftraceRecPkt{Hdr: s.hdr(bpf.NftraceRecTypeREC_AFTER, 0), Pkt: p}
+	s.add(bytesOf(&r, unsafe.Sizeof(r)))
 }
 
-func (s *script) table(hook uint8, verdict uint32, flags bpf.NftraceRecFlag, hits ...bpf.NftraceHit) {
-	r := bpf.NftraceRecTable{
-		Hdr: s.hdr(bpf.NftraceRecTypeREC_TABLE, flags), Private: 0xabc, Gen: 1,
-		Verdict: verdict, Nhits: uint32(len(hits)), Before: ping(),
-	}
-	copy(bytesOf(&r.Table, unsafe.Sizeof(r.Table)), "filter")
-	r.Place.Hook, r.Place.Pf, r.Place.Physin = hook, PFIPv4, 3
-	copy(r.Hits[:], hits)
-	s.add(bytesOf(&r, unsafe.Offsetof(r.Hits)+uintptr(len(hits))*unsafe.Sizeof(r.Hits[0])))
+func (s *script) header(typ bpf.NftraceRecType, flags bpf.NftraceRecFlag) {
+	h := s.hdr(typ, flags)
+	s.add(bytesOf(&h, unsafe.Sizeof(h)))
 }
+
+func (s *script) drop() { s.header(bpf.NftraceRecTypeREC_DROP, 0) }
+
+func (s *script) xmit() { s.device(bpf.NftraceRecTypeREC_XMIT, 0, dev(4, "eth1")) }
 
 func (s *script) device(typ bpf.NftraceRecType, flags bpf.NftraceRecFlag, d bpf.NftraceDev) {
 	r := bpf.NftraceRecDev{Hdr: s.hdr(typ, flags), Dev: d}
 	s.add(bytesOf(&r, unsafe.Sizeof(r)))
 }
 
-func (s *script) end(flags bpf.NftraceRecFlag) {
-	h := s.hdr(bpf.NftraceRecTypeREC_END, flags)
-	s.add(bytesOf(&h, unsafe.Sizeof(h)))
-}
+func (s *script) end(flags bpf.NftraceRecFlag) { s.header(bpf.NftraceRecTypeREC_END, flags) }
 
 // journeys ends the script well after its last record.
 func (s *script) journeys() []*Journey {
-	return append(s.done, s.a.Idle(time.Duration(s.now)+2*settle)...)
+	return append(s.done, clone(s.a.Idle(time.Duration(s.now)+2*settle))...)
+}
+
+// journey ends the script, which must have made one journey.
+func (s *script) journey() *Journey {
+	s.t.Helper()
+	js := s.journeys()
+	if len(js) != 1 {
+		s.t.Fatalf("%d journeys, want 1", len(js))
+	}
+	return js[0]
+}
+
+func dnatted() bpf.NftracePkt {
+	p := ping()
+	p.Data[19] = 9
+	return p
+}
+
+func fragment() *bpf.NftracePkt {
+	p := ping()
+	p.Data[6] = 0x20
+	return &p
 }
 
 func TestOutcome(t *testing.T) {
 	const none = bpf.NftraceRecFlag(0)
-	accept := bpf.NftraceHit{Index: 4, Packets: 1, Bytes: 84}
 	for _, tt := range []struct {
 		name string
 		run  func(s *script)
 		want Outcome
 	}{
 		{"forwarded", func(s *script) {
-			s.start(HookPreRouting, none)
-			s.table(HookForward, NFAccept, none, accept)
-			s.hook(HookForward, 1, none)
-			s.device(bpf.NftraceRecTypeREC_XMIT, none, dev(4, "eth1"))
+			s.first(HookPreRouting, none)
+			s.filter(HookForward)
+			s.xmit()
 			s.end(none)
-		}, Outcome{Kind: OutSent, Device: Device{4, "eth1"}, Step: 2, Rule: -1}},
+		}, Outcome{Kind: OutSent, Device: Device{4, "eth1"}, Step: 3, Rule: -1}},
 		{"delivered", func(s *script) {
-			s.start(HookPreRouting, none)
-			s.table(HookLocalIn, NFAccept, none, accept)
-			s.hook(HookLocalIn, 1, none)
+			s.first(HookPreRouting, none)
+			s.filter(HookLocalIn)
 			s.device(bpf.NftraceRecTypeREC_DELIVER, none, dev(3, "eth0"))
 		}, Outcome{Kind: OutDelivered, Device: Device{3, "eth0"}, Step: -1, Rule: -1}},
-		{"dropped by a table; the hook returns after the packet is gone", func(s *script) {
-			s.start(HookPreRouting, none)
-			s.table(HookForward, NFDrop, none, accept)
+		{"dropped at a hook; by whom its rules will tell", func(s *script) {
+			s.first(HookPreRouting, none)
+			s.filter(HookForward)
+			s.drop()
 			s.end(none)
-			s.seq = seqAfterEnd
-			s.hook(HookForward, -1, none)
+		}, Outcome{Kind: OutDropped, Step: 2, Rule: -1}},
+		{"dropped by a match of a table", func(s *script) {
+			s.part(part{hook: HookForward, tables: []string{"filter"}, runs: 1})
+			s.drop()
 		}, Outcome{Kind: OutDropped, Step: 0, Rule: -1}},
 		{"dropped by a hook without a table", func(s *script) {
-			s.start(HookPreRouting, none)
-			s.end(none)
-			s.seq = seqAfterEnd
-			s.hook(HookPreRouting, -1, none)
+			s.first(HookPreRouting, none)
+			s.drop()
 		}, Outcome{Kind: OutDropped, Step: 0, Rule: -1}},
-		{"stolen: a fragment waits for the others", func(s *script) {
-			s.start(HookPreRouting, none)
-			s.hook(HookPreRouting, 0, none)
+		{"said twice", func(s *script) {
+			s.first(HookPreRouting, none)
+			s.drop()
+			s.drop()
+		}, Outcome{Kind: OutDropped, Step: 0, Rule: -1}},
+		{"a fragment waits for the others", func(s *script) {
+			s.part(part{hook: HookPreRouting, before: fragment()})
 			s.end(none)
 		}, Outcome{Kind: OutStolen, Step: 0, Rule: -1}},
-		{"dropped below br_netfilter: the hooks above return later", func(s *script) {
-			s.start(HookPreRouting, none)
-			s.device(bpf.NftraceRecTypeREC_XMIT, none, dev(4, "eth0"))
-			s.netns = 78
+		{"a fragment is gone, but not where they wait", func(s *script) {
+			s.part(part{hook: HookForward, before: fragment()})
 			s.end(none)
-			s.seq = seqAfterEnd
-			s.hook(HookForward, -1, none)
-			s.seq = seqAfterEnd
-			s.hook(HookPreRouting, 0, none)
+		}, Outcome{Kind: OutFreed, Step: -1, Rule: -1}},
+		{"a fragment of which the whole became, and that was freed", func(s *script) {
+			s.part(part{hook: HookPreRouting, before: fragment(), tables: []string{"filter"}, runs: -1})
+			s.after(ping())
+			s.part(part{hook: HookPreRouting})
+			s.end(none)
+		}, Outcome{Kind: OutFreed, Step: -1, Rule: -1}},
+		{"the bridge does not wait for fragments", func(s *script) {
+			s.part(part{hook: HookPreRouting, pf: PFBridge, before: fragment()})
+			s.end(none)
+		}, Outcome{Kind: OutFreed, Step: -1, Rule: -1}},
+		{"dropped below br_netfilter", func(s *script) {
+			s.part(part{hook: HookForward, pf: PFBridge})
+			s.part(part{hook: HookForward})
+			s.drop()
 		}, Outcome{Kind: OutDropped, Step: 1, Rule: -1}},
 		{"sent to a namespace that kept it", func(s *script) {
-			s.start(HookPreRouting, none)
-			s.device(bpf.NftraceRecTypeREC_XMIT, none, dev(4, "eth0"))
+			s.part(part{hook: HookPreRouting, before: fragment()})
+			s.xmit()
 			s.netns = 78
-			s.hook(HookPreRouting, 0, none)
+			s.part(part{hook: HookPreRouting})
 			s.end(none)
-		}, Outcome{Kind: OutStolen, Step: 1, Rule: -1}},
-		{"queued", func(s *script) {
-			s.start(HookPreRouting, none)
-			s.table(HookForward, NFQueue|5<<16, none, accept)
+		}, Outcome{Kind: OutStolen, Step: 2, Rule: -1}},
+		{"sent to a namespace that freed it", func(s *script) {
+			s.first(HookPreRouting, none)
+			s.xmit()
+			s.netns = 78
+			s.part(part{hook: HookPreRouting})
 			s.end(none)
-		}, Outcome{Kind: OutQueued, Step: 0, Rule: -1}},
+		}, Outcome{Kind: OutFreed, Step: -1, Rule: -1}},
 		{"freed, nobody knows why", func(s *script) {
-			s.start(HookPreRouting, none)
-			s.hook(HookPreRouting, 1, none)
+			s.first(HookPreRouting, none)
 			s.end(none)
 		}, Outcome{Kind: OutFreed, Step: -1, Rule: -1}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			s := newScript(t, NewAssembler(), 7)
 			tt.run(s)
-			js := s.journeys()
-			if len(js) != 1 {
-				t.Fatalf("%d journeys, want 1", len(js))
+			j := s.journey()
+			if j.Outcome != tt.want {
+				t.Errorf("outcome %+v, want %+v", j.Outcome, tt.want)
 			}
-			if js[0].Outcome != tt.want {
-				t.Errorf("outcome %+v, want %+v", js[0].Outcome, tt.want)
-			}
-			if js[0].Lost != 0 || js[0].HalfSeen != "" {
-				t.Errorf("lost %d, half seen %q", js[0].Lost, js[0].HalfSeen)
+			if j.Lost != 0 {
+				t.Errorf("lost %d", j.Lost)
 			}
 		})
+	}
+}
+
+// What rules make of the last table's verdict decides the outcome.
+func TestConclude(t *testing.T) {
+	for _, tt := range []struct {
+		table, hook int
+		want        Outcome
+	}{
+		{NFDrop, NFDrop, Outcome{Kind: OutDropped, Step: 0, Rule: -1}},
+		{NFAccept, NFDrop, Outcome{Kind: OutDropped, Step: 1, Rule: -1}},
+		{VerdictUnknown, NFDrop, Outcome{Kind: OutDropped, Step: 1, Rule: -1}},
+		{NFQueue, VerdictUnknown, Outcome{Kind: OutQueued, Step: 0, Rule: -1}},
+		{NFStolen, VerdictUnknown, Outcome{Kind: OutStolen, Step: 0, Rule: -1}},
+		{NFDrop, VerdictUnknown, Outcome{Kind: OutDropped, Step: 0, Rule: -1}},
+		{NFAccept, VerdictUnknown, Outcome{Kind: OutFreed, Step: -1, Rule: -1}},
+		{NFQueue, NFAccept, Outcome{Kind: OutFreed, Step: -1, Rule: -1}}, // it came back
+	} {
+		j := Journey{ended: true, Steps: []Step{
+			{Kind: StepTable, PF: PFIPv4, Verdict: tt.table, Table: &TableRun{}},
+			{Kind: StepHook, PF: PFIPv4, Verdict: tt.hook},
+		}}
+		j.Conclude()
+		if j.Outcome != tt.want {
+			t.Errorf("table %d, hook %d: %+v, want %+v", tt.table, tt.hook, j.Outcome, tt.want)
+		}
 	}
 }
 
 func TestUnfinishedJourneysComeWithFlush(t *testing.T) {
 	a := NewAssembler()
 	s := newScript(t, a, 7)
-	s.start(HookPreRouting, 0)
+	s.first(HookPreRouting, 0)
 	if js := s.journeys(); len(js) != 0 {
 		t.Fatalf("%d journeys before the end", len(js))
 	}
 	js := a.Flush()
 	if len(js) != 1 || js[0].Outcome.Kind != OutUnknown {
 		t.Fatalf("Flush gave %+v", js)
+	}
+	if st := js[0].Steps; len(st) != 1 || st[0].Kind != StepHook || st[0].Verdict != VerdictUnknown {
+		t.Errorf("steps %+v, want the hook that it is in", st)
 	}
 	if again := a.Flush(); len(again) != 0 {
 		t.Fatalf("Flush gave %d journeys twice", len(again))
@@ -209,12 +363,44 @@ func TestUnfinishedJourneysComeWithFlush(t *testing.T) {
 func TestHolesAreCounted(t *testing.T) {
 	a := NewAssembler()
 	s := newScript(t, a, 7)
-	s.start(HookPreRouting, 0)
+	s.first(HookPreRouting, 0)
 	s.seq += 3 // records that found the buffer full
-	s.end(bpf.NftraceRecFlagREC_F_HOLE)
-	js := s.journeys()
-	if len(js) != 1 || js[0].Lost != 4 || a.Stats().Lost != 4 {
-		t.Fatalf("%+v, stats %+v: want 4 lost", js, a.Stats())
+	s.end(0)
+	if j := s.journey(); j.Lost != 3 || a.Stats().Lost != 3 {
+		t.Fatalf("%+v, stats %+v: want 3 lost", j, a.Stats())
+	}
+}
+
+// What was lost may have been the hook that the next record speaks of.
+func TestHoles(t *testing.T) {
+	for _, tt := range []struct {
+		name    string
+		next    func(s *script)
+		verdict int // of the first hook
+		outcome OutcomeKind
+	}{
+		{"dropped by whom", func(s *script) { s.drop() }, VerdictUnknown, OutDropped},
+		{"it went on", func(s *script) { s.xmit() }, NFAccept, OutUnknown},
+		{"it was at another hook", func(s *script) { s.filter(HookForward) }, NFAccept, OutUnknown},
+	} {
+		s := newScript(t, NewAssembler(), 7)
+		s.filter(HookPreRouting)
+		s.seq++
+		tt.next(s)
+		js := append(s.journeys(), s.a.Flush()...)
+		if len(js) != 1 {
+			t.Fatalf("%s: %d journeys", tt.name, len(js))
+		}
+		j := js[0]
+		if h := j.Steps[1]; h.Kind != StepHook || h.Verdict != tt.verdict {
+			t.Errorf("%s: %+v", tt.name, h)
+		}
+		if p := j.Steps[0].Table.Part; p.After.Data != nil {
+			t.Errorf("%s: a packet is known behind the hook, though a record is missing", tt.name)
+		}
+		if j.Outcome.Kind != tt.outcome || j.Outcome.Step != -1 {
+			t.Errorf("%s: %+v", tt.name, j.Outcome)
+		}
 	}
 }
 
@@ -223,20 +409,18 @@ func TestTentative(t *testing.T) {
 	const tentative = bpf.NftraceRecFlagREC_F_TENTATIVE
 	a := NewAssembler()
 	s := newScript(t, a, 7)
-	s.start(HookPreRouting, tentative)
-	s.table(HookPreRouting, NFAccept, tentative)
+	s.first(HookPreRouting, tentative)
+	s.part(part{hook: HookForward, flags: tentative})
 	s.end(tentative)
 	if js := s.journeys(); len(js) != 0 {
 		t.Fatalf("a packet that never matched was handed out: %+v", js[0])
 	}
 	s = newScript(t, a, 8)
-	s.start(HookPreRouting, tentative)
-	s.table(HookPreRouting, NFAccept, tentative)
-	s.table(HookForward, NFAccept, 0)
+	s.first(HookPreRouting, tentative)
+	s.part(part{hook: HookForward})
 	s.end(0)
-	js := s.journeys()
-	if len(js) != 1 || len(js[0].Steps) != 2 {
-		t.Fatalf("want the whole path, got %+v", js)
+	if j := s.journey(); len(j.Steps) != 2 {
+		t.Fatalf("want the whole path, got %+v", j)
 	}
 	if got := len(a.Flush()); got != 0 {
 		t.Fatalf("%d journeys left", got)
@@ -244,84 +428,535 @@ func TestTentative(t *testing.T) {
 }
 
 func TestHalfSeen(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		run  func(s *script)
+		want string // a part of it
+	}{
+		{"whole", func(s *script) { s.first(HookForward, 0) }, ""},
+		{"late", func(s *script) { s.first(HookForward, bpf.NftraceRecFlagREC_F_LATE) }, "from FORWARD on"},
+		{"its beginning is lost", func(s *script) { s.seq = 1; s.filter(HookForward) }, "was lost"},
+		{"its hook is lost", func(s *script) { s.seq = 1; s.xmit() }, "was lost"},
+	} {
+		s := newScript(t, NewAssembler(), 7)
+		tt.run(s)
+		s.end(0)
+		j := s.journey()
+		if tt.want == "" && j.HalfSeen != "" || !strings.Contains(j.HalfSeen, tt.want) {
+			t.Errorf("%s: half seen %q, want %q", tt.name, j.HalfSeen, tt.want)
+		}
+	}
+}
+
+// What a packet was first, and when.
+func TestFirst(t *testing.T) {
 	s := newScript(t, NewAssembler(), 7)
-	s.start(HookForward, bpf.NftraceRecFlagREC_F_LATE)
+	s.first(HookPreRouting, 0)
+	p := dnatted()
+	s.part(part{hook: HookForward, before: &p})
 	s.end(0)
-	js := s.journeys()
-	if len(js) != 1 || js[0].HalfSeen == "" {
-		t.Fatalf("not marked as half seen: %+v", js)
+	j := s.journey()
+	if len(j.First.Data) != 28 || j.First.Data[19] != 2 {
+		t.Errorf("first %+v", j.First)
+	}
+	if want := time.Second + 500; j.Start != want {
+		t.Errorf("start %v, want %v", j.Start, want)
+	}
+}
+
+// shape is a journey's steps in words: tables with what became of them, verdicts of hooks.
+func shape(j *Journey) string {
+	verdict := func(v int) string {
+		return map[int]string{NFDrop: "drop", NFAccept: "accept", VerdictUnknown: "?"}[v]
+	}
+	var words []string
+	for i := range j.Steps {
+		switch s := &j.Steps[i]; s.Kind {
+		case StepTable:
+			w := s.Table.Name + "=" + verdict(s.Verdict)
+			for _, h := range s.Table.Hits {
+				w += fmt.Sprintf(" %dx%d", h.Index, h.Packets)
+			}
+			if s.Table.Unresolved != "" {
+				w += " unresolved"
+			}
+			words = append(words, w)
+		case StepHook:
+			words = append(words, HookName(s.PF, s.Hook)+"="+verdict(s.Verdict))
+		case StepNAT:
+			words = append(words, "nat "+s.NAT.Before.Dst.Addr().String()+">"+s.NAT.After.Dst.Addr().String())
+		default:
+			words = append(words, fmt.Sprintf("step %d", s.Kind))
+		}
+	}
+	return strings.Join(words, ", ")
+}
+
+// The tables of a hook, in the kernel's order, and their verdicts.
+func TestTables(t *testing.T) {
+	all := []string{"security", "filter", "nat", "mangle", "raw"}
+	const security, filter, nat, mangle, raw = 0, 1, 2, 3, 4
+	hits := func(h ...bpf.NftraceHit) []bpf.NftraceHit { return h }
+	each := hits(hit(security, 1, 1), hit(filter, 1, 1), hit(nat, 1, 1), hit(mangle, 1, 1), hit(raw, 1, 1))
+	for _, tt := range []struct {
+		name string
+		p    part
+		next string // what comes then: xmit, drop or end
+		want string
+	}{
+		{"order at OUTPUT", part{hook: HookLocalOut, runs: -1, hits: each}, "xmit",
+			"raw=accept 1x1, mangle=accept 1x1, nat=accept 1x1, filter=accept 1x1, security=accept 1x1, OUTPUT=accept"},
+		{"order at INPUT", part{hook: HookLocalIn, runs: -1, hits: each}, "xmit",
+			"raw=accept 1x1, mangle=accept 1x1, filter=accept 1x1, security=accept 1x1, nat=accept 1x1, INPUT=accept"},
+		{"hits are sorted and added up", part{runs: -1, hits: hits(hit(filter, 9, 2), hit(mangle, 3, 1), hit(filter, 4, 1), hit(filter, 9, 1))}, "xmit",
+			"mangle=accept 3x1, filter=accept 4x1 9x3, PREROUTING=accept"},
+		{"nothing ran", part{}, "xmit", "PREROUTING=accept"},
+		{"dropped: the last one may have", part{runs: -1, hits: hits(hit(mangle, 1, 1), hit(filter, 1, 1))}, "drop",
+			"mangle=accept 1x1, filter=? 1x1, PREROUTING=drop"},
+		{"gone: the last one may have kept it", part{runs: -1, hits: hits(hit(mangle, 1, 1), hit(filter, 1, 1))}, "end",
+			"mangle=accept 1x1, filter=? 1x1, PREROUTING=?"},
+		{"a match dropped it", part{runs: 2, hits: hits(hit(raw, 1, 1))}, "drop",
+			"raw=accept 1x1, mangle=drop, PREROUTING=drop"},
+		{"a match dropped it in the first table", part{runs: 1}, "drop", "raw=drop, PREROUTING=drop"},
+		{"not in table nat", part{runs: 3, hits: hits(hit(raw, 1, 1), hit(mangle, 1, 1))}, "drop",
+			"raw=accept 1x1, mangle=accept 1x1, filter=drop, PREROUTING=drop"},
+		{"behind the last table", part{runs: 2, hits: hits(hit(security, 1, 1))}, "drop", "security=? 1x1 unresolved, PREROUTING=drop"},
+		{"one run too many", part{runs: 2, hits: hits(hit(raw, 1, 1))}, "xmit", "raw=accept 1x1 unresolved, PREROUTING=accept"},
+		{"two too many", part{runs: 3, hits: hits(hit(raw, 1, 1))}, "drop", "raw=? 1x1 unresolved, PREROUTING=drop"},
+		{"one too few", part{runs: 1, hits: hits(hit(raw, 1, 1), hit(filter, 1, 1))}, "xmit",
+			"raw=accept 1x1 unresolved, filter=accept 1x1 unresolved, PREROUTING=accept"},
+		{"runs that left nothing", part{runs: 2}, "xmit", "raw=accept unresolved, PREROUTING=accept"},
+		{"gone, and too many", part{runs: 2, hits: hits(hit(raw, 1, 1))}, "end", "raw=? 1x1 unresolved, PREROUTING=?"},
+		{"runs say nothing", part{flags: bpf.NftraceRecFlagREC_F_UNCOUNTED, runs: 7, hits: hits(hit(raw, 1, 1))}, "xmit",
+			"raw=accept 1x1, PREROUTING=accept"},
+		{"torn", part{flags: bpf.NftraceRecFlagREC_F_TORN, runs: 1, hits: hits(hit(raw, 1, 1))}, "xmit",
+			"raw=accept 1x1 unresolved, mangle=accept unresolved, filter=accept unresolved, security=accept unresolved, PREROUTING=accept"},
+		{"torn, and nat was there", part{flags: bpf.NftraceRecFlagREC_F_TORN, runs: 9, hits: hits(hit(nat, 1, 1))}, "drop",
+			"raw=? unresolved, mangle=? unresolved, nat=? 1x1 unresolved, filter=? unresolved, security=? unresolved, PREROUTING=drop"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			s := newScript(t, NewAssembler(), 7)
+			tt.p.tables = all
+			s.part(tt.p)
+			switch tt.next {
+			case "xmit":
+				s.xmit()
+				s.end(0)
+			case "drop":
+				s.drop()
+			default:
+				s.end(0)
+			}
+			if got := strings.TrimSuffix(shape(s.journey()), fmt.Sprintf(", step %d", StepXmit)); got != tt.want {
+				t.Errorf("got  %s\nwant %s", got, tt.want)
+			}
+		})
+	}
+}
+
+func TestWhyUnresolved(t *testing.T) {
+	for flag, want := range map[bpf.NftraceRecFlag]string{
+		bpf.NftraceRecFlagREC_F_TORN:     "another packet",
+		bpf.NftraceRecFlagREC_F_REPLACED: "was replaced",
+		bpf.NftraceRecFlagREC_F_NOTABLE:  "more rules than",
+		bpf.NftraceRecFlagREC_F_TOOMANY:  "more rules matched",
+		bpf.NftraceRecFlagREC_F_FAULT:    "could not be read",
+	} {
+		s := newScript(t, NewAssembler(), 7)
+		s.part(part{hook: HookForward, flags: flag, tables: []string{"filter"}})
+		s.end(0)
+		if got := s.journey().Steps[0].Table.Unresolved; !strings.Contains(got, want) {
+			t.Errorf("flag %#x: %q, want %q", flag, got, want)
+		}
+	}
+	s := newScript(t, NewAssembler(), 7)
+	s.part(part{hook: HookForward, tables: []string{"filter"}, runs: 2, hits: []bpf.NftraceHit{hit(0, 1, 1)}})
+	s.end(0)
+	if got := s.journey().Steps[0].Table.Unresolved; got != "other packets ran through the tables unseen" {
+		t.Errorf("%q", got)
 	}
 }
 
 func TestTableStep(t *testing.T) {
 	a := NewAssembler()
-	var runs []Run
-	a.OnRun = func(r Run) { runs = append(runs, r) }
+	type seen struct {
+		name  string
+		id    TableID
+		netns uint32
+		pf    uint8
+		seq   uint32
+	}
+	var got []seen
 	s := newScript(t, a, 7)
-	s.start(HookPreRouting, 0)
-	s.table(HookForward, NFAccept, bpf.NftraceRecFlagREC_F_ATOMIC,
-		bpf.NftraceHit{Index: 4, Packets: 1, Bytes: 84}, bpf.NftraceHit{Index: 9, Packets: 2, Bytes: 168})
-	s.table(HookForward, NFAccept, bpf.NftraceRecFlagREC_F_SHARED)
-	s.table(HookForward, NFAccept, bpf.NftraceRecFlagREC_F_TORN)
-	s.end(0)
-	js := s.journeys()
-	if len(js) != 1 || len(js[0].Steps) != 3 {
-		t.Fatalf("got %+v", js)
+	a.OnRun = func(st *Step) { got = append(got, seen{st.Table.Name, st.Table.ID, st.Netns, st.PF, s.seq}) }
+	s.part(part{hook: HookForward, tables: []string{"filter", "mangle"}, runs: 2, hits: []bpf.NftraceHit{hit(1, 4, 1)}})
+	s.drop()
+	j := s.journey()
+	if len(j.Steps) != 3 {
+		t.Fatalf("got %s", shape(j))
 	}
-	st := js[0].Steps[0]
-	if st.Table.Name != "filter" || st.Table.ID != (TableID{0xabc, 1}) || st.Netns != 77 {
-		t.Errorf("table %+v", st.Table)
+	st := j.Steps[0]
+	if st.Table.Name != "mangle" || st.Table.ID != (TableID{0xabc1, 2}) || st.Netns != 77 || st.Hook != HookForward {
+		t.Errorf("table %+v of %+v", st.Table, st)
 	}
-	if want := (Hit{9, 2, 168}); len(st.Table.Hits) != 2 || st.Table.Hits[1] != want {
+	if want := (Hit{4, 1, 84}); len(st.Table.Hits) != 1 || st.Table.Hits[0] != want {
 		t.Errorf("hits %+v", st.Table.Hits)
 	}
 	if st.PhysIn.Name != "eth0" {
 		t.Errorf("bridge port %+v: the name was seen before", st.PhysIn)
 	}
-	if !js[0].Steps[1].Table.Shared || js[0].Steps[2].Table.Unresolved == "" {
-		t.Errorf("flags were not taken over")
+	if st.Table.Part != j.Steps[1].Table.Part || st.Table.Part.Verdict != NFDrop || len(st.Table.Before.Data) != 28 {
+		t.Errorf("part %+v", st.Table.Part)
 	}
-	if len(runs) != 3 || !runs[0].Alone || runs[1].Alone {
-		t.Errorf("OnRun saw %+v, want 3 runs, the first alone", runs)
+	// At once, but for what only the drop told.
+	if want := []seen{{"mangle", TableID{0xabc1, 2}, 77, PFIPv4, 1}, {"filter", TableID{0xabc0, 1}, 77, PFIPv4, 2}}; !slices.Equal(got, want) {
+		t.Errorf("OnRun saw %+v, want %+v", got, want)
 	}
 }
 
-// What was handed out is used again, for a journey that knows nothing of it. Runs that OnRun
-// may keep are left alone.
-func TestReuse(t *testing.T) {
-	a := NewAssembler()
-	var kept []Run
-	a.OnRun = func(r Run) {
-		if !r.Alone {
-			kept = append(kept, r)
+// A rewrite divides a call in parts; the packet of the next part tells what it made.
+func TestNAT(t *testing.T) {
+	const want = "nat=accept 2x1, nat 10.0.0.2>10.0.0.9, filter=accept 4x1, OUTPUT=accept"
+	natTable := part{hook: HookLocalOut, tables: []string{"nat", "filter"}, runs: -1, hits: []bpf.NftraceHit{hit(0, 2, 1)}}
+	behind := natTable
+	rewritten := dnatted()
+	behind.before, behind.hits = &rewritten, []bpf.NftraceHit{hit(1, 4, 1)}
+	same := natTable
+	same.hits = nil
+	gone := behind
+	gone.before = &bpf.NftracePkt{}
+	bare := part{hook: HookLocalOut, before: &rewritten}
+	other := dnatted()
+	other.Data[9] = 50 // ESP
+	for _, tt := range []struct {
+		name string
+		run  func(s *script)
+		want string
+	}{
+		{"rewritten", func(s *script) { s.part(natTable); s.nat(1); s.part(behind); s.xmit() }, want},
+		{"with what was behind the first part", func(s *script) {
+			s.part(natTable)
+			s.after(ping())
+			s.nat(1)
+			s.part(behind)
+			s.xmit()
+		}, want},
+		{"called twice, the first time for nothing", func(s *script) {
+			s.part(natTable)
+			s.nat(0)
+			s.part(same)
+			s.nat(1)
+			s.part(behind)
+			s.xmit()
+		}, want},
+		{"dropped behind it", func(s *script) { s.part(natTable); s.nat(1); s.part(behind); s.drop() },
+			"nat=accept 2x1, nat 10.0.0.2>10.0.0.9, filter=? 4x1, OUTPUT=drop"},
+		{"not seen behind it", func(s *script) { s.part(natTable); s.nat(1); s.part(gone); s.drop() },
+			"nat=accept 2x1, filter=? 4x1, OUTPUT=drop"},
+		{"too many runs before it", func(s *script) {
+			many := natTable
+			many.runs = 2
+			s.part(many)
+			s.nat(1)
+			s.part(behind)
+			s.drop()
+		}, "nat=accept 2x1 unresolved, nat 10.0.0.2>10.0.0.9, filter=? 4x1, OUTPUT=drop"},
+		{"without tables", func(s *script) { s.first(HookLocalOut, 0); s.nat(1); s.part(bare); s.xmit() },
+			"nat 10.0.0.2>10.0.0.9, OUTPUT=accept"},
+		{"without tables, at a later hook", func(s *script) {
+			s.first(HookForward, 0)
+			s.part(part{hook: HookLocalOut})
+			s.nat(1)
+			s.part(bare)
+			s.xmit()
+		}, "FORWARD=accept, nat 10.0.0.2>10.0.0.9, OUTPUT=accept"},
+		{"without tables, but it cannot have been the same", func(s *script) {
+			s.first(HookForward, 0)
+			s.part(part{hook: HookLocalOut})
+			s.nat(1)
+			s.part(part{hook: HookLocalOut, before: &other})
+			s.xmit()
+		}, "FORWARD=accept, OUTPUT=accept"},
+		{"the source cannot have made it of that", func(s *script) {
+			s.first(HookForward, 0)
+			s.part(part{hook: HookLocalOut})
+			s.nat(0)
+			s.part(bare)
+			s.xmit()
+		}, "FORWARD=accept, OUTPUT=accept"},
+		{"the next part is lost", func(s *script) { s.part(natTable); s.nat(1); s.seq++; s.xmit() },
+			"nat=accept 2x1, OUTPUT=accept"},
+		{"its record is lost", func(s *script) { s.part(natTable); s.seq++; s.part(behind); s.xmit() },
+			"nat=accept 2x1, OUTPUT=accept, filter=accept 4x1, OUTPUT=accept"},
+		{"its part is lost, and another hook is not", func(s *script) {
+			s.part(natTable)
+			s.nat(1)
+			s.seq++
+			s.part(behind)
+			s.xmit()
+		}, "nat=accept 2x1, OUTPUT=accept, filter=accept 4x1, OUTPUT=accept"},
+		{"what it was before is lost", func(s *script) {
+			s.first(HookForward, 0)
+			s.seq++
+			s.part(part{hook: HookLocalOut})
+			s.nat(1)
+			s.part(bare)
+			s.xmit()
+		}, "FORWARD=accept, OUTPUT=accept"},
+		{"its hook is lost", func(s *script) {
+			s.first(HookForward, 0)
+			s.seq++
+			s.nat(1)
+			s.part(behind)
+			s.xmit()
+		}, "FORWARD=accept, filter=accept 4x1, OUTPUT=accept"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			s := newScript(t, NewAssembler(), 7)
+			tt.run(s)
+			s.end(0)
+			j := s.journey()
+			if got := strings.TrimSuffix(shape(j), fmt.Sprintf(", step %d", StepXmit)); got != tt.want {
+				t.Errorf("got  %s\nwant %s", got, tt.want)
+			}
+		})
+	}
+	s := newScript(t, NewAssembler(), 7)
+	s.part(natTable)
+	s.nat(1)
+	s.part(behind)
+	s.end(0)
+	j := s.journey()
+	if n := j.Steps[1].NAT; n.Source || !n.CTReply {
+		t.Errorf("NAT %+v, want the destination in the reply direction", n)
+	}
+	if p := j.Steps[0].Table.Part; p.AfterNAT || p.Verdict != NFAccept || p.Before.Data[19] != 2 {
+		t.Errorf("first part %+v", p)
+	}
+	if p := j.Steps[2].Table.Part; !p.AfterNAT || p.Verdict != VerdictUnknown || p.Before.Data[19] != 9 {
+		t.Errorf("second part %+v", p)
+	}
+}
+
+// The packet behind a part: what its record says, else what it was before, and nothing
+// where it was gone.
+func TestAfter(t *testing.T) {
+	marked := ping()
+	marked.Mark = 7
+	for _, tt := range []struct {
+		name  string
+		after bool
+		next  func(s *script)
+		want  int // mark, -1: not known
+	}{
+		{"changed", true, func(s *script) { s.xmit() }, 7},
+		{"not changed", false, func(s *script) { s.xmit() }, 0},
+		{"dropped", false, func(s *script) { s.drop() }, -1},
+		{"gone", false, func(s *script) { s.end(0) }, -1},
+		{"changed, and dropped", true, func(s *script) { s.drop() }, 7},
+	} {
+		s := newScript(t, NewAssembler(), 7)
+		s.filter(HookForward)
+		if tt.after {
+			s.after(marked)
+		}
+		tt.next(s)
+		s.end(0)
+		p := &s.journey().Steps[0].Table.Part.After
+		if known := p.Data != nil; known != (tt.want >= 0) || known && p.Mark != uint32(tt.want) {
+			t.Errorf("%s: %+v, want mark %d", tt.name, p, tt.want)
 		}
 	}
-	s := newScript(t, a, 7)
-	s.start(HookForward, bpf.NftraceRecFlagREC_F_LATE)
-	s.table(HookForward, NFAccept, bpf.NftraceRecFlagREC_F_TORN, bpf.NftraceHit{Index: 4, Packets: 1, Bytes: 84})
-	s.table(HookForward, NFAccept, bpf.NftraceRecFlagREC_F_ATOMIC|bpf.NftraceRecFlagREC_F_ALIVE, bpf.NftraceHit{Index: 5, Packets: 1, Bytes: 84})
+	// Of a hook that was lost.
+	s := newScript(t, NewAssembler(), 7)
+	s.filter(HookForward)
 	s.seq++
+	s.after(marked)
+	s.end(0)
+	if p := &s.journey().Steps[0].Table.Part.After; p.Data != nil {
+		t.Errorf("the packet behind another hook was taken: %+v", p)
+	}
+}
+
+// Conntrack comes to know a packet behind table raw; before, the packet has no state.
+func TestTracked(t *testing.T) {
+	known := ping()
+	known.Flags, known.Ctinfo = uint8(bpf.NftracePktFlagPKT_F_CT), 2
+	rewritten := dnatted()
+	rewritten.Flags, rewritten.Ctinfo = known.Flags, known.Ctinfo
+	both := []bpf.NftraceHit{hit(0, 1, 1), hit(1, 1, 1)}
+	for _, tt := range []struct {
+		name        string
+		hook        uint8
+		next        func(s *script)
+		raw, mangle string
+	}{
+		{"seen behind the hook", HookPreRouting, func(s *script) { s.after(known) }, "", "NEW"},
+		{"seen behind NAT", HookLocalOut, func(s *script) { s.nat(1); s.part(part{hook: HookLocalOut, before: &rewritten}) }, "", "NEW"},
+		{"not seen", HookPreRouting, func(s *script) {}, "", ""},
+		{"at a hook without conntrack", HookForward, func(s *script) { s.after(known) }, "", ""},
+	} {
+		s := newScript(t, NewAssembler(), 7)
+		s.part(part{hook: tt.hook, tables: []string{"raw", "mangle"}, runs: -1, hits: both})
+		tt.next(s)
+		s.xmit()
+		s.end(0)
+		j := s.journey()
+		if raw, mangle := j.Steps[0].Table.Before.CT, j.Steps[1].Table.Before.CT; raw != tt.raw || mangle != tt.mangle {
+			t.Errorf("%s: raw %q, mangle %q, want %q, %q", tt.name, raw, mangle, tt.raw, tt.mangle)
+		}
+	}
+}
+
+func TestBadRecords(t *testing.T) {
+	var r bpf.NftraceRecHook
+	r.Hdr.Type = uint16(bpf.NftraceRecTypeREC_HOOK)
+	whole := unsafe.Offsetof(r.Hits)
+	for _, tt := range []struct {
+		name                    string
+		ntables, nhits, ofTable int
+		size                    uintptr
+	}{
+		{"cut off", 0, 0, 0, unsafe.Offsetof(r.Before) - 1},
+		{"too many tables", 7, 0, 0, unsafe.Sizeof(r)},
+		{"tables cut off", 1, 0, 0, whole - 1},
+		{"hits cut off", 1, 2, 0, whole + 2*unsafe.Sizeof(r.Hits[0]) - 1},
+		{"too many hits", 1, 513, 0, unsafe.Sizeof(r)},
+		{"a hit of no table", 1, 1, 1, unsafe.Sizeof(r)},
+	} {
+		r.Ntables, r.Nhits = uint32(tt.ntables), uint32(tt.nhits)
+		r.Hits[0].Table = uint16(tt.ofTable)
+		a := NewAssembler()
+		if _, err := a.Add(bytesOf(&r, tt.size)); err == nil || a.Stats().Bad != 1 {
+			t.Errorf("%s: was taken: %v", tt.name, err)
+		}
+	}
+}
+
+func TestFragment(t *testing.T) {
+	v4 := func(hi, lo byte) Packet {
+		p := ping()
+		p.Data[6], p.Data[7] = hi, lo
+		return Packet{Family: PFIPv4, Data: p.Data[:28]}
+	}
+	v6 := func(next uint8, rest ...byte) Packet {
+		b := make([]byte, 40, 40+len(rest))
+		b[0], b[6] = 0x60, next
+		return Packet{Family: PFIPv6, Data: append(b, rest...)}
+	}
+	for _, tt := range []struct {
+		name string
+		p    Packet
+		want bool
+	}{
+		{"IPv4, may not be fragmented", v4(0x40, 0), false},
+		{"IPv4, the first", v4(0x20, 0), true},
+		{"IPv4, the last", v4(0, 1), true},
+		{"IPv6", v6(17, 0, 0, 0, 0, 0, 0, 0, 0), false},
+		{"IPv6, the first", v6(44, 17, 0, 0, 1, 0, 0, 0, 0), true},
+		{"IPv6, behind another header", v6(0, 44, 0, 0, 0, 0, 0, 0, 0, 17, 0, 0, 1), true},
+		{"IPv6, cut off", v6(0, 44), false},
+		{"neither", Packet{Data: make([]byte, 60)}, false},
+	} {
+		if got := tt.p.fragment(); got != tt.want {
+			t.Errorf("%s: %v", tt.name, got)
+		}
+	}
+}
+
+// What was handed out is used again, for a journey that knows nothing of it.
+func TestReuse(t *testing.T) {
+	a := NewAssembler()
+	s := newScript(t, a, 7)
+	rewritten := dnatted()
+	s.part(part{hook: HookLocalOut, flags: bpf.NftraceRecFlagREC_F_LATE, tables: []string{"nat", "filter"}, runs: 1, hits: []bpf.NftraceHit{hit(0, 4, 1)}})
+	s.after(rewritten)
+	s.nat(1)
+	s.part(part{hook: HookLocalOut, before: &rewritten, flags: bpf.NftraceRecFlagREC_F_TORN, tables: []string{"nat", "filter"}, runs: 1})
+	s.seq++
+	s.drop()
 	s.end(0)
 	first := a.Idle(time.Duration(s.now) + 2*settle)[0]
-	reused := first.Steps[1].Table
+	runs := []*TableRun{first.Steps[0].Table, first.Steps[2].Table}
+	parts := []*Part{runs[0].Part, runs[1].Part}
+	nat := first.Steps[1].NAT
+	for _, run := range runs { // as who resolves them does
+		run.After, run.Hotdrop, run.Rules = run.Before, "a match", append(run.Rules, Rule{})
+	}
 
 	next := newScript(t, a, 8)
 	next.now = s.now + uint64(3*settle)
-	next.start(HookPreRouting, 0)
-	next.table(HookPreRouting, NFDrop, bpf.NftraceRecFlagREC_F_ATOMIC, bpf.NftraceHit{Index: 9, Packets: 1, Bytes: 84})
+	next.first(HookPreRouting, 0)
+	next.part(part{hook: HookPreRouting, tables: []string{"raw"}, runs: 1, hits: []bpf.NftraceHit{hit(0, 9, 1)}})
+	next.nat(1)
+	next.part(part{hook: HookPreRouting, before: &rewritten})
 	next.end(0)
 	j := a.Idle(time.Duration(next.now) + 2*settle)[0]
-	if j != first || j.Steps[0].Table != reused {
-		t.Error("nothing was used again")
+	if want := "PREROUTING=accept, raw=accept 9x1, nat 10.0.0.2>10.0.0.9, PREROUTING=?"; shape(j) != want {
+		t.Fatalf("got  %s\nwant %s", shape(j), want)
 	}
-	if j.ID != 8 || j.HalfSeen != "" || j.Lost != 0 || len(j.Steps) != 1 {
+	run := j.Steps[1].Table
+	if j != first || !slices.Contains(runs, run) || run.Part != parts[0] || j.Steps[2].NAT != nat {
+		t.Error("not all was used again")
+	}
+	if j.ID != 8 || j.HalfSeen != "" || j.Lost != 0 || j.Outcome.Kind != OutFreed || j.First.Data[19] != 2 {
 		t.Errorf("the journey has something of the one before: %+v", j)
 	}
-	if run := j.Steps[0].Table; len(run.Hits) != 1 || run.Hits[0].Index != 9 || run.After.Data != nil {
+	if run.After.Data != nil || run.Hotdrop != "" || len(run.Rules) != 0 {
 		t.Errorf("the run has something of the one before: %+v", run)
 	}
-	if k := kept[0].Step; len(kept) != 1 || k.Hook != HookForward || k.Table.Hits[0].Index != 4 || k.Table.Unresolved == "" {
-		t.Errorf("a run that was kept has changed: %+v", k)
+	if p := run.Part; p.AfterNAT || p.Verdict != NFAccept || p.After.Data[19] != 2 {
+		t.Errorf("the part has something of the one before: %+v", p)
+	}
+}
+
+// A record that comes when its journey was handed out begins another.
+func TestTooLate(t *testing.T) {
+	a := NewAssembler()
+	s := newScript(t, a, 7)
+	s.first(HookPreRouting, 0)
+	s.end(0)
+	s.journey()
+	s.xmit()
+	if js := a.Flush(); len(js) != 1 || js[0].ID != 7 || len(js[0].Steps) != 1 || js[0].HalfSeen == "" {
+		t.Errorf("Flush gave %+v", js)
+	}
+}
+
+// In the long run a packet costs no memory.
+func TestAllocations(t *testing.T) {
+	a := NewAssembler()
+	s := newScript(t, a, 0)
+	rewritten := dnatted()
+	tables := []string{"nat", "filter", "raw"}
+	var records [][]byte
+	s.keep = func(raw []byte) { records = append(records, slices.Clone(raw)) }
+	s.part(part{hook: HookLocalOut, tables: tables, runs: 2, hits: []bpf.NftraceHit{hit(2, 5, 1), hit(0, 4, 1), hit(0, 3, 1)}})
+	s.after(ping())
+	s.nat(1)
+	s.part(part{hook: HookLocalOut, before: &rewritten, tables: tables, runs: 1, hits: []bpf.NftraceHit{hit(1, 4, 1)}})
+	s.xmit()
+	s.part(part{hook: HookPreRouting})
+	s.part(part{hook: HookForward, tables: tables, flags: bpf.NftraceRecFlagREC_F_TORN})
+	s.drop()
+	s.end(0)
+	packets := 0
+	one := func() {
+		for _, raw := range records {
+			h := (*bpf.NftraceRecHdr)(unsafe.Pointer(&raw[0]))
+			h.Jid++
+			h.Ts += uint64(2 * settle)
+			js, err := a.Add(raw)
+			if err != nil {
+				t.Fatal(err)
+			}
+			packets += len(js)
+		}
+	}
+	one()
+	one()
+	if n := testing.AllocsPerRun(100, one); n != 0 || packets < 100 {
+		t.Errorf("%v allocations per packet of %d", n, packets)
 	}
 }
 
@@ -357,12 +992,12 @@ func TestTuple(t *testing.T) {
 // Whatever comes out of the buffer: no panic, every journey is counted, and outcomes
 // point at steps that there are.
 func FuzzAdd(f *testing.F) {
-	var r bpf.NftraceRecTable
-	r.Hdr.Type = uint16(bpf.NftraceRecTypeREC_TABLE)
-	r.Nhits = 3
+	var r bpf.NftraceRecHook
+	r.Hdr.Type = uint16(bpf.NftraceRecTypeREC_HOOK)
+	r.Before = ping()
+	f.Add(bytesOf(&r, unsafe.Offsetof(r.Nhits)))
+	r.Ntables, r.Nhits, r.Runs = 2, 3, 2
 	f.Add(bytesOf(&r, unsafe.Offsetof(r.Hits)+3*unsafe.Sizeof(r.Hits[0])))
-	h := bpf.NftraceRecHook{Hdr: bpf.NftraceRecHdr{Type: uint16(bpf.NftraceRecTypeREC_START)}, Pkt: ping()}
-	f.Add(bytesOf(&h, unsafe.Sizeof(h)))
 	f.Fuzz(func(t *testing.T, raw []byte) {
 		a := NewAssembler()
 		var got uint64

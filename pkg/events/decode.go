@@ -30,14 +30,36 @@ func tooShort(raw []byte, min uintptr) error {
 	return fmt.Errorf("record of %d bytes, want at least %d", len(raw), min)
 }
 
-// recHook, recDev … return the typed record. Of the last member of rec_hook and of
-// rec_table only so much is sent as is used.
-func recHook(raw []byte, whole bool) (*bpf.NftraceRecHook, error) {
-	var r bpf.NftraceRecHook
-	if whole {
-		return view[bpf.NftraceRecHook](raw, unsafe.Sizeof(r))
+// recHook, recDev … return the typed record. Of rec_hook only so much is sent as is
+// used: hasBefore and hasTables tell how much.
+func recHook(raw []byte) (r *bpf.NftraceRecHook, hasBefore, hasTables bool, err error) {
+	var z bpf.NftraceRecHook
+	r, err = view[bpf.NftraceRecHook](raw, unsafe.Offsetof(z.Before))
+	if err != nil {
+		return nil, false, false, err
 	}
-	return view[bpf.NftraceRecHook](raw, unsafe.Offsetof(r.Pkt))
+	switch {
+	case int(r.Ntables) > len(r.Tables):
+		return nil, false, false, fmt.Errorf("record names %d tables, at most %d fit", r.Ntables, len(r.Tables))
+	case r.Ntables == 0:
+		return r, uintptr(len(raw)) >= unsafe.Offsetof(z.Nhits), false, nil
+	}
+	if _, err = view[bpf.NftraceRecHook](raw, unsafe.Offsetof(z.Hits)); err != nil {
+		return nil, false, false, err
+	}
+	if int(r.Nhits) > len(r.Hits) {
+		return nil, false, false, fmt.Errorf("record names %d rules, at most %d fit", r.Nhits, len(r.Hits))
+	}
+	_, err = view[bpf.NftraceRecHook](raw, unsafe.Offsetof(z.Hits)+uintptr(r.Nhits)*unsafe.Sizeof(z.Hits[0]))
+	if err != nil {
+		return nil, false, false, err
+	}
+	for i := range r.Hits[:r.Nhits] {
+		if n := r.Hits[i].Table; uint32(n) >= r.Ntables {
+			return nil, false, false, fmt.Errorf("record names %d tables, but a rule of the %dth", r.Ntables, n+1)
+		}
+	}
+	return r, true, true, nil
 }
 
 func recDev(raw []byte) (*bpf.NftraceRecDev, error) {
@@ -50,19 +72,6 @@ func recNAT(raw []byte) (*bpf.NftraceRecNat, error) {
 
 func recPkt(raw []byte) (*bpf.NftraceRecPkt, error) {
 	return view[bpf.NftraceRecPkt](raw, unsafe.Sizeof(bpf.NftraceRecPkt{}))
-}
-
-func recTable(raw []byte) (*bpf.NftraceRecTable, error) {
-	var r bpf.NftraceRecTable
-	t, err := view[bpf.NftraceRecTable](raw, unsafe.Offsetof(r.Hits))
-	if err != nil {
-		return nil, err
-	}
-	if int(t.Nhits) > len(t.Hits) {
-		return nil, fmt.Errorf("record names %d rules, at most %d fit", t.Nhits, len(t.Hits))
-	}
-	_, err = view[bpf.NftraceRecTable](raw, unsafe.Offsetof(r.Hits)+uintptr(t.Nhits)*unsafe.Sizeof(r.Hits[0]))
-	return t, err
 }
 
 // cBytes are the bytes before the first NUL.
@@ -115,24 +124,27 @@ func (a *Assembler) deviceName(netns uint32, index int) string {
 	return a.names[ifaceKey{netns, index}]
 }
 
-// knownTable is the name of a table as records have it, in words that are compared at
-// once, and as a string.
+// knownTable is the name of a table as records have it, in a word that is compared at
+// once, and what was made of it.
 type knownTable struct {
-	raw  [4]uint64
-	name string
+	raw   uint64
+	name  string
+	ranks [2]uint8 // of which the second holds where table nat comes before filter
 }
 
-// tableName is the name of a table; there are few.
-func (a *Assembler) tableName(name *[32]int8) string {
-	raw := *(*[4]uint64)(unsafe.Pointer(name))
+// table is what is known of the table of that name; there are few. It is valid until the
+// next call.
+func (a *Assembler) table(name *[8]int8) *knownTable {
+	raw := *(*uint64)(unsafe.Pointer(name))
 	for i := range a.tables {
 		if k := &a.tables[i]; k.raw == raw {
-			return k.name
+			return k
 		}
 	}
 	k := knownTable{raw: raw, name: string(cBytes(name[:]))}
+	k.ranks = [2]uint8{rank(k.name, false), rank(k.name, true)}
 	a.tables = append(a.tables, k)
-	return k.name
+	return &a.tables[len(a.tables)-1]
 }
 
 // enum ip_conntrack_info (include/uapi/linux/netfilter/nf_conntrack_common.h).

@@ -16,6 +16,9 @@ const (
 	NFRepeat = 4
 )
 
+// VerdictUnknown stands for a verdict that is not known.
+const VerdictUnknown = -1
+
 // Netfilter hooks of the inet families (include/uapi/linux/netfilter.h);
 // those of the bridge family have the same numbers.
 const (
@@ -53,6 +56,10 @@ type Journey struct {
 	Lost uint64
 
 	Outcome Outcome
+
+	ended   bool    // the packet is gone
+	dropped bool    // by a call of a hook of which nothing is known
+	seen    *Packet // as it was seen last
 }
 
 // Packet is the head of a packet as a probe saw it.
@@ -96,7 +103,7 @@ type StepKind uint8
 const (
 	// StepTable: one run of a table at a hook (ipt_do_table, ip6t_do_table).
 	StepTable StepKind = iota + 1
-	// StepHook: the verdict of a hook as a whole (nf_hook_slow returned).
+	// StepHook: the verdict of a hook as a whole (a call of nf_hook_slow).
 	StepHook
 	// StepNAT: addresses or ports were rewritten (nf_nat_manip_pkt).
 	StepNAT
@@ -125,8 +132,10 @@ type Step struct {
 	// (nf_bridge_info) where br_netfilter handed the packet to the IP hooks.
 	In, Out, PhysIn, PhysOut Device
 
-	// Verdict is NF_*; for StepTable what the table returned, for StepHook
-	// what nf_hook_slow returned mapped to NF_* (1 accept, ≤0 drop, stolen, queue).
+	// Verdict is NF_* or VerdictUnknown; for StepTable what the table returned, for
+	// StepHook NFAccept where the packet went on, NFDrop where the hook dropped it.
+	// A table behind whose rules the packet did not go on is unknown until its rules
+	// are known.
 	Verdict int
 
 	Table *TableRun // StepTable
@@ -142,14 +151,11 @@ type TableRun struct {
 	ID TableID
 	// Hits are the rules whose counters grew, in blob order.
 	Hits []Hit
-	// Shared is set where runs of other tasks fell between the entry and the exit of
-	// this one, so that Hits may hold what they matched too.
-	Shared bool
-	// Entry is the time (since boot) at which the run began; Step.Time is its end.
-	Entry time.Duration
-
+	// Part is the part of the hook's call in which the table ran.
+	Part *Part
 	// Before and After are the packet as the table got it and as it left it.
-	// After.Data is nil where the packet was gone (dropped, stolen).
+	// After.Data is nil where the packet was gone (dropped, stolen) or is not known.
+	// Events knows Part's packets only, and Before is the Part's.
 	Before, After Packet
 
 	Rules []Rule
@@ -158,9 +164,25 @@ type TableRun struct {
 	// Hotdrop is set where a match, not a rule, dropped the packet behind the last
 	// of Rules (it found the packet malformed); it says, in words, which it can be.
 	Hotdrop string
+}
 
-	before bpf.NftracePkt // Before
-	kept   bool           // by whoever was told of it with OnRun
+// Part is a call of a hook, or what lies before, between and behind the calls of
+// nf_nat_manip_pkt in it.
+type Part struct {
+	// Before is the packet at the call. AfterNAT is set for all parts but the first: in
+	// them it is the packet as it was where the part ended, and Before.Data is nil
+	// where that is not known.
+	Before   Packet
+	AfterNAT bool
+	// After is the packet when it was next seen; its devices and its TTL (hop
+	// limit), which routing decrements, may have changed behind the hook. After.Data is
+	// nil where the packet is not known, or was gone.
+	After Packet
+	// Verdict is NFAccept where the packet went on behind the part, else NFDrop
+	// or VerdictUnknown.
+	Verdict int
+
+	before, after bpf.NftracePkt // what Before and After have slices of
 }
 
 // TableID identifies one generation of one table.

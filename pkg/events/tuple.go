@@ -43,6 +43,28 @@ func (p *Packet) Tuple() (t Tuple, later bool) {
 	return t, later
 }
 
+// fragment reports that p is one, the first or another.
+func (p *Packet) fragment() bool {
+	b := p.Data
+	switch {
+	case p.Family == PFIPv4 && len(b) >= 20:
+		return binary.BigEndian.Uint16(b[6:])&0x3fff != 0
+	case p.Family == PFIPv6 && len(b) >= 40:
+		next := b[6]
+		b = b[40:]
+		for range 8 {
+			switch {
+			case next == 44:
+				return true
+			case next != 0 && next != 43 && next != 60, len(b) < 8, len(b) < 8+int(b[1])*8:
+				return false
+			}
+			next, b = b[0], b[8+int(b[1])*8:]
+		}
+	}
+	return false
+}
+
 // ipv6Payload walks the extension headers; there is no payload in later fragments
 // and where the headers are cut off.
 func ipv6Payload(next uint8, b []byte) (proto uint8, payload []byte, later bool) {

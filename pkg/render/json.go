@@ -74,7 +74,7 @@ type Step struct {
 	Out       *Device `json:"out"`
 	PhysIn    *Device `json:"phys_in"`
 	PhysOut   *Device `json:"phys_out"`
-	Verdict   string  `json:"verdict"` // "ACCEPT", "DROP", "STOLEN", "QUEUE", "REPEAT"; "" but for table and hook
+	Verdict   string  `json:"verdict"` // "ACCEPT", "DROP", "STOLEN", "QUEUE", "REPEAT"; "" but for table and hook, or unknown
 	Table     *Table  `json:"table"`   // of kind "table"
 	NAT       *NAT    `json:"nat"`     // of kind "nat"
 }
@@ -85,7 +85,7 @@ type Table struct {
 	Unresolved string  `json:"unresolved"` // why rules cannot be told, or ""
 	Hotdrop    string  `json:"hotdrop"`    // which match, not a rule, dropped the packet as malformed, or ""
 	Before     Packet  `json:"before"`
-	After      *Packet `json:"after"` // null where the packet was gone
+	After      *Packet `json:"after"` // null where the packet was gone or is not known
 	Rules      []Rule  `json:"rules"`
 }
 

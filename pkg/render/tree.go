@@ -377,7 +377,7 @@ func (t *tree) enter(p place, pkt *events.Packet) {
 	t.close()
 	t.open, t.at, t.hasTable, t.hasNAT = true, p, false, false
 	title := hookTitle(p)
-	if pkt != nil {
+	if pkt != nil && pkt.Data != nil {
 		if h := parseHead(pkt); h.ttl >= 0 && h.ttl != t.ttl {
 			if t.ttl >= 0 {
 				title += fmt.Sprintf("  %s %d → %d", ttlName(pkt), t.ttl, h.ttl)
@@ -442,8 +442,11 @@ func (t *tree) table(s *events.Step) {
 		t.add(4, bad, tablePrefix(s.PF)+escape(r.Name)+": "+escape(r.Hotdrop))
 	}
 	if r.Unresolved != "" {
-		t.add(4, warning, fmt.Sprintf("%s%s: rules unresolved: %s (the table returned %s)",
-			tablePrefix(s.PF), escape(r.Name), escape(r.Unresolved), verdictName(s.Verdict)))
+		text := fmt.Sprintf("%s%s: rules unresolved: %s", tablePrefix(s.PF), escape(r.Name), escape(r.Unresolved))
+		if s.Verdict != events.VerdictUnknown {
+			text += fmt.Sprintf(" (the table returned %s)", verdictName(s.Verdict))
+		}
+		t.add(4, warning, text)
 	}
 	if r.After.Data != nil {
 		t.setMark(4, r.After.Mark)
@@ -515,6 +518,8 @@ func verdictName(v int) string {
 		return "QUEUE"
 	case events.NFRepeat:
 		return "REPEAT"
+	case events.VerdictUnknown:
+		return ""
 	}
 	return "verdict " + strconv.Itoa(v)
 }
@@ -524,9 +529,10 @@ func verdictName(v int) string {
 // steals every packet that it takes through the IP hooks and brings it back.
 func (t *tree) hook(i int) {
 	s := &t.j.Steps[i]
-	if s.Verdict == events.NFAccept || s.Verdict != events.NFDrop && !t.lastVerdict(i) {
+	if s.Verdict == events.NFAccept || s.Verdict == events.VerdictUnknown || s.Verdict != events.NFDrop && !t.lastVerdict(i) {
 		return
 	}
+	who := t.byOther()
 	for k := i - 1; k >= 0; k-- {
 		p := &t.j.Steps[k]
 		if p.Kind == events.StepNAT {
@@ -538,6 +544,9 @@ func (t *tree) hook(i int) {
 		if p.Kind == events.StepTable && p.Verdict == s.Verdict {
 			return
 		}
+		if p.Kind == events.StepTable && p.Verdict == events.VerdictUnknown {
+			who = "a table above, or conntrack, NAT, nf_tables or another module at this hook"
+		}
 	}
 	if at := placeOf(s); !t.open || !samePlace(t.at, at) {
 		t.enter(at, nil)
@@ -546,7 +555,7 @@ func (t *tree) hook(i int) {
 	if s.Verdict == events.NFDrop {
 		style = bad
 	}
-	t.add(4, style, fmt.Sprintf("hook → %s  %s", verdictName(s.Verdict), t.byOther()))
+	t.add(4, style, fmt.Sprintf("hook → %s  %s", verdictName(s.Verdict), who))
 }
 
 // byOther says who else decides at a hook.

@@ -12,8 +12,10 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"unsafe"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/btf"
 	"golang.org/x/sys/unix"
 
 	"github.com/nftrace/nftrace/bpf"
@@ -109,7 +111,6 @@ func (t *Tracer) setSymbols() error {
 	if found["__per_cpu_offset"] == 0 {
 		return errors.New("the kernel hides the addresses of its symbols; set kernel.kptr_restrict to 0 or 1 (sysctl kernel.kptr_restrict=1)")
 	}
-	t.undisturbed = found["bpf_preempt_disable"] != 0
 	for symbol, name := range vars {
 		if err := t.vars[name].Set(found[symbol]); err != nil {
 			return fmt.Errorf("set %s: %w", name, err)
@@ -144,9 +145,55 @@ func (t *Tracer) findSymbols() (map[string]uint64, error) {
 		"__preempt_count":  s.PreemptCount,
 		"pcpu_hot":         s.PcpuHot,
 		"xt_recseq":        s.XtRecseq,
-
-		"bpf_preempt_disable": s.BpfPreemptDisable,
 	}, nil
+}
+
+// setLayout tells the probes in the kernel itself what they cannot find out of module
+// x_tables, and lets them look for tables.
+func (t *Tracer) setLayout() error {
+	const module = "x_tables"
+	spec, err := btf.LoadKernelModuleSpec(module)
+	if err != nil {
+		return fmt.Errorf("read the type information of module %s: %w", module, err)
+	}
+	var table, info *btf.Struct
+	if err := errors.Join(spec.TypeByName("xt_table", &table), spec.TypeByName("xt_table_info", &info)); err != nil {
+		return fmt.Errorf("type information of module %s: %w", module, err)
+	}
+	var head bpf.NftraceXtTableHead
+	for name, want := range map[string]uintptr{
+		"list": unsafe.Offsetof(head.Next), "valid_hooks": unsafe.Offsetof(head.ValidHooks), "private": unsafe.Offsetof(head.Private),
+	} {
+		if got, err := offsetOf(table, name); err != nil || got != uint32(want) {
+			return fmt.Errorf("struct xt_table of this kernel is unknown to nftrace (%s at %d, not %d: %v); please report it", name, got, want, err)
+		}
+	}
+	var s bpf.NftraceSymbols
+	if err := t.vars[bpf.NftraceVarFoundSymbols].Get(&s); err != nil {
+		return err
+	}
+	if s.XtPernetId == 0 {
+		return errors.New("the kernel does not tell where its tables are (no symbol xt_pernet_id; CONFIG_KALLSYMS_ALL=y is needed)")
+	}
+	layout := bpf.NftraceXtLayout{On: 1, PernetId: s.PernetId}
+	var err1, err2, err3 error
+	layout.Name, err1 = offsetOf(table, "name")
+	layout.Number, err2 = offsetOf(info, "number")
+	layout.Entries, err3 = offsetOf(info, "entries")
+	if err := errors.Join(err1, err2, err3); err != nil {
+		return err
+	}
+	return t.vars[bpf.NftraceVarXt].Set(layout)
+}
+
+// offsetOf is the offset of a struct's member in bytes.
+func offsetOf(s *btf.Struct, member string) (uint32, error) {
+	for _, m := range s.Members {
+		if m.Name == member {
+			return m.Offset.Bytes(), nil
+		}
+	}
+	return 0, fmt.Errorf("struct %s has no member %s", s.Name, member)
 }
 
 // readKallsyms reads the addresses of symbols from a file like /proc/kallsyms.

@@ -41,8 +41,8 @@ type Options struct {
 	Netns  []uint32
 	Ifaces []Iface
 	Addrs  []netip.Addr
-	// MaxRules is the number of rules, policies included, of the largest table
-	// for which room is made; 0 means 1,024.
+	// MaxRules is the number of rules, policies included, for which room is made in
+	// all tables of a namespace and family together; 0 means 1,024.
 	MaxRules int
 	// BufferBytes is the size of the ring buffer, a power of two and a multiple
 	// of the page size; 0 means 8 MiB.
@@ -56,29 +56,37 @@ type group struct {
 	programs []string
 	// present, if set, tells whether the kernel has the functions, or needs the probes.
 	present func() bool
-	// spare probes do what others could not; there may be more of them.
-	spare bool
 }
 
 var groups = []group{
 	{module: "x_tables", programs: []string{bpf.NftraceProgTableFree, bpf.NftraceProgTableLookup}},
-	{module: "ip_tables", programs: []string{
-		bpf.NftraceProgIptTaskExit, bpf.NftraceProgIptBhExit, bpf.NftraceProgIptTaskEnter, bpf.NftraceProgIptBhEnter,
-	}},
-	{module: "ip6_tables", programs: []string{
-		bpf.NftraceProgIp6tTaskExit, bpf.NftraceProgIp6tBhExit, bpf.NftraceProgIp6tTaskEnter, bpf.NftraceProgIp6tBhEnter,
-	}},
-	{module: "ip_tables", programs: []string{bpf.NftraceProgIptSpareExit, bpf.NftraceProgIptSpareEnter}, present: tasksPreempt, spare: true},
-	{module: "ip6_tables", programs: []string{bpf.NftraceProgIp6tSpareExit, bpf.NftraceProgIp6tSpareEnter}, present: tasksPreempt, spare: true},
 	{module: "bridge", programs: []string{bpf.NftraceProgBrForward}},
-	{module: "nf_nat", programs: []string{bpf.NftraceProgNatExit, bpf.NftraceProgNatEnter}},
+	{module: "nf_defrag_ipv6", programs: []string{bpf.NftraceProgDefragIp6}},
+	{module: "nf_nat", programs: []string{bpf.NftraceProgNat, bpf.NftraceProgNatIcmp, bpf.NftraceProgNatIcmp6}},
 	{programs: []string{bpf.NftraceProgDeliverIp6}, present: hasIPv6},
 	{programs: []string{
-		bpf.NftraceProgSkbFree, bpf.NftraceProgSkbRelease, bpf.NftraceProgSkbMorph,
+		bpf.NftraceProgSkbConsume, bpf.NftraceProgSkbRelease, bpf.NftraceProgSkbMorph, bpf.NftraceProgSkbDrop, bpf.NftraceProgDefragIp,
 		bpf.NftraceProgDevXmit, bpf.NftraceProgDeliverIp,
-		bpf.NftraceProgHookExit, bpf.NftraceProgHookEnter,
+		bpf.NftraceProgSoftirqExit, bpf.NftraceProgSchedSwitch,
+		bpf.NftraceProgHookEnter,
 	}},
+	{programs: []string{bpf.NftraceProgHookEnterTask}, present: useTaskProbe},
 }
+
+// useTaskProbe tells whether tasks have a probe of their own, so that softirqs do not hit one
+// that runs: where tasks preempt each other, and where there is one CPU for all, whose
+// counters take long to copy.
+func useTaskProbe() bool {
+	cpus, err := ebpf.PossibleCPU()
+	return tasksPreempt() || err == nil && cpus == 1
+}
+
+// waitFor are the modules of which nftrace tells people that it waits for them.
+var waitFor = []string{"ip_tables", "ip6_tables"}
+
+// first are the programs that begin journeys. They are attached when all others are,
+// and can see what becomes of them.
+var first = []string{bpf.NftraceProgHookEnter, bpf.NftraceProgHookEnterTask}
 
 // Tracer is a set of attached probes. Its methods, but for Close and Stop, are to be
 // called from one goroutine.
@@ -88,13 +96,11 @@ type Tracer struct {
 	vars map[string]*ebpf.Variable
 	ring *ring
 
-	// undisturbed is set where probes of tasks are not preempted (bpf_preempt_disable).
-	undisturbed bool
-
 	mu      sync.Mutex
 	colls   []*ebpf.Collection
 	links   map[string]link.Link // by program
 	pending []group              // of modules that are not loaded
+	waiting []string             // see Waiting
 }
 
 // Open loads the probes into the kernel and attaches them. Probes in modules that
@@ -129,27 +135,31 @@ func configure(spec *ebpf.CollectionSpec, o Options) error {
 		maxRules = 1024
 	}
 	const block = uint32(len(bpf.NftraceBlock{}.C))
-	blocks := (uint32(maxRules) + block - 1) / block
+	const tables = uint32(len(bpf.NftraceFrame{}.Tables))
+	blocks := (uint32(maxRules)+block-1)/block + tables
 
-	const perCPU = 2 // families
-	const runs = uint32(len(bpf.NftraceRuns{}.R))
-	spec.Maps[bpf.NftraceMapXtRuns].MaxEntries = uint32(cpus) * perCPU
-	spec.Maps[bpf.NftraceMapXtSnap].MaxEntries = uint32(cpus) * perCPU * runs * blocks
+	frames := uint32(cpus) * uint32(bpf.NftraceLimitsFRAMES)
+	spec.Maps[bpf.NftraceMapFrames].MaxEntries = frames
+	spec.Maps[bpf.NftraceMapXtSnap].MaxEntries = frames * blocks
+	spec.Maps[bpf.NftraceMapCpus].MaxEntries = uint32(cpus)
 	if o.BufferBytes != 0 {
 		spec.Maps[bpf.NftraceMapRecords].MaxEntries = uint32(o.BufferBytes)
 	}
 
 	for name, value := range map[string]any{
-		bpf.NftraceVarNrCpus:     uint32(cpus),
-		bpf.NftraceVarSnapBlocks: blocks,
-		bpf.NftraceVarSelfTgid:   uint32(os.Getpid()),
-		bpf.NftraceVarUsePlaces:  len(o.Netns)+len(o.Ifaces)+len(o.Addrs) > 0,
-		bpf.NftraceVarUseNetns:   len(o.Netns) > 0,
-		bpf.NftraceVarUseIfaces:  len(o.Ifaces) > 0,
-		bpf.NftraceVarUseAddrs:   len(o.Addrs) > 0,
-		bpf.NftraceVarUseExpr:    len(o.Filter) > 0,
-		bpf.NftraceVarUseNat:     looksAtEndpoints(o.Filter),
-		bpf.NftraceVarUseMac:     looksAtMAC(o.Filter),
+		bpf.NftraceVarUseTaskProbe: useTaskProbe(),
+		bpf.NftraceVarWakeBytes:    uint64(spec.Maps[bpf.NftraceMapRecords].MaxEntries) / 4,
+		bpf.NftraceVarNrCpus:       uint32(cpus),
+		bpf.NftraceVarSnapBlocks:   blocks,
+		bpf.NftraceVarSelfTgid:     uint32(os.Getpid()),
+		bpf.NftraceVarUsePlaces:    len(o.Netns)+len(o.Ifaces)+len(o.Addrs) > 0,
+		bpf.NftraceVarUseNetns:     len(o.Netns) > 0,
+		bpf.NftraceVarUseIfaces:    len(o.Ifaces) > 0,
+		bpf.NftraceVarUseAddrs:     len(o.Addrs) > 0,
+		bpf.NftraceVarUseExpr:      len(o.Filter) > 0,
+		bpf.NftraceVarUseNat:       looksAtEndpoints(o.Filter),
+		bpf.NftraceVarUseDetail:    looksAtDetail(o.Filter),
+		bpf.NftraceVarUseMac:       looksAtMAC(o.Filter),
 	} {
 		if err := spec.Variables[name].Set(value); err != nil {
 			return fmt.Errorf("set %s: %w", name, err)
@@ -181,6 +191,15 @@ func looksAtEndpoints(insns asm.Instructions) bool {
 		loads(insns, unsafe.Offsetof(t.DAddr), unsafe.Sizeof(t.DAddr)) ||
 		loads(insns, unsafe.Offsetof(t.SPort), unsafe.Sizeof(t.SPort)) ||
 		loads(insns, unsafe.Offsetof(t.DPort), unsafe.Sizeof(t.DPort))
+}
+
+// looksAtDetail tells whether a filter looks at what differs between packets of one flow.
+func looksAtDetail(insns asm.Instructions) bool {
+	var t filter.Tuple
+	return loads(insns, unsafe.Offsetof(t.Len), unsafe.Sizeof(t.Len)) ||
+		loads(insns, unsafe.Offsetof(t.TCPFlags), unsafe.Sizeof(t.TCPFlags)) ||
+		loads(insns, unsafe.Offsetof(t.ICMPType), unsafe.Sizeof(t.ICMPType)) ||
+		loads(insns, unsafe.Offsetof(t.ICMPCode), unsafe.Sizeof(t.ICMPCode))
 }
 
 // looksAtMAC tells whether a filter looks at Ethernet addresses, which cost a read.
@@ -235,6 +254,7 @@ func (t *Tracer) start(o Options) error {
 	if err := t.setSymbols(); err != nil {
 		return err
 	}
+	t.waiting = slices.DeleteFunc(slices.Clone(waitFor), moduleLoaded)
 	var ready []group
 	for _, g := range groups {
 		if g.present != nil && !g.present() {
@@ -257,17 +277,22 @@ func (t *Tracer) attach(gs []group) error {
 		Types: t.spec.Types, ByteOrder: t.spec.ByteOrder,
 		Programs: map[string]*ebpf.ProgramSpec{},
 	}
-	var programs []string
+	var before, after []string
 	for _, g := range gs {
 		for _, name := range g.programs {
-			p := t.spec.Programs[name]
-			for i := range t.copies(g) {
-				more := fmt.Sprintf("%s_%d", name, i+1)
-				sub.Programs[more] = p.Copy()
-				programs = append(programs, more)
+			sub.Programs[name] = t.spec.Programs[name]
+			if slices.Contains(first, name) {
+				after = append(after, name)
+			} else {
+				before = append(before, name)
 			}
-			sub.Programs[name] = p
-			programs = append(programs, name)
+		}
+	}
+	if slices.Contains(after, bpf.NftraceProgHookEnterTask) && tasksPreempt() {
+		for i := range taskCopies {
+			name := fmt.Sprintf("%s_%d", bpf.NftraceProgHookEnterTask, i+1)
+			sub.Programs[name] = t.spec.Programs[bpf.NftraceProgHookEnterTask].Copy()
+			after = append(after, name)
 		}
 	}
 	coll, err := ebpf.NewCollectionWithOptions(sub, ebpf.CollectionOptions{MapReplacements: t.maps})
@@ -275,48 +300,23 @@ func (t *Tracer) attach(gs []group) error {
 		return loadError("load the probes", err)
 	}
 	t.colls = append(t.colls, coll)
-	// The probe that begins journeys comes last, when all others can see them.
-	first := slices.DeleteFunc(slices.Clone(programs), func(name string) bool { return name == bpf.NftraceProgHookEnter })
-	if err := t.link(coll, sub.Programs, first); err != nil {
-		return err
-	}
-	if err := t.switchOn(gs); err != nil {
-		return err
-	}
-	if len(first) == len(programs) {
-		return nil
-	}
-	return t.link(coll, sub.Programs, []string{bpf.NftraceProgHookEnter})
-}
-
-// switchOn lets the probes of tables work, now that all of them are attached.
-func (t *Tracer) switchOn(gs []group) error {
-	v := t.vars[bpf.NftraceVarXtOn]
-	var on [2]uint32
-	if err := v.Get(&on); err != nil {
+	if err := t.link(coll, sub.Programs, before); err != nil {
 		return err
 	}
 	for _, g := range gs {
-		switch g.module {
-		case "ip_tables":
-			on[0] = 1
-		case "ip6_tables":
-			on[1] = 1
+		if g.module == "x_tables" {
+			if err := t.setLayout(); err != nil {
+				return err
+			}
 		}
 	}
-	return v.Set(on)
+	return t.link(coll, sub.Programs, after)
 }
 
-// copies is how many more of a group's probes are attached. A task that is preempted at
+// taskCopies is how many more of hook_enter_task are attached. A task that is preempted at
 // the end of a probe keeps the kernel from running that one again, so one CPU with many
-// tasks wants more. They share their working space, which only probes that are not
-// preempted within may do.
-func (t *Tracer) copies(g group) int {
-	if g.spare && t.undisturbed {
-		return 2
-	}
-	return 0
-}
+// tasks wants more.
+const taskCopies = 2
 
 // link attaches programs. The kernel waits a while in each; it waits for all at once.
 func (t *Tracer) link(coll *ebpf.Collection, specs map[string]*ebpf.ProgramSpec, programs []string) error {
@@ -343,36 +343,33 @@ func (t *Tracer) link(coll *ebpf.Collection, specs map[string]*ebpf.ProgramSpec,
 	return first
 }
 
-// Waiting returns the modules that are not loaded and whose probes wait for them.
-func (t *Tracer) Waiting() []string {
-	var names []string
-	for _, g := range t.pending {
-		if !slices.Contains(names, g.module) {
-			names = append(names, g.module)
-		}
-	}
-	return names
-}
+// Waiting returns the modules of rulesets that are not loaded; they are traced from when
+// they are: see AttachModules.
+func (t *Tracer) Waiting() []string { return t.waiting }
 
 // AttachModules attaches the probes of the modules that have been loaded since the
-// last call, and returns their names.
+// last call. It returns the names of those of Waiting that have been.
 func (t *Tracer) AttachModules() ([]string, error) {
-	var loaded []string
 	var ready, rest []group
 	for _, g := range t.pending {
-		if !moduleLoaded(g.module) {
+		if moduleLoaded(g.module) {
+			ready = append(ready, g)
+		} else {
 			rest = append(rest, g)
-			continue
-		}
-		ready = append(ready, g)
-		if !slices.Contains(loaded, g.module) {
-			loaded = append(loaded, g.module)
 		}
 	}
+	var loaded, waiting []string
+	for _, m := range t.waiting {
+		if moduleLoaded(m) {
+			loaded = append(loaded, m)
+		} else {
+			waiting = append(waiting, m)
+		}
+	}
+	t.pending, t.waiting = rest, waiting
 	if len(ready) == 0 {
-		return nil, nil
+		return loaded, nil
 	}
-	t.pending = rest
 	if err := t.setSymbols(); err != nil {
 		return nil, err
 	}
@@ -408,25 +405,21 @@ func (t *Tracer) Lookup(read func() error) (events.TableID, error) {
 type Losses struct {
 	RingBuffer uint64 // records: the buffer was full
 	Journeys   uint64 // packets: too many under way at once
-	Runs       uint64 // runs of tables: too many open at once on a CPU
-	ExitMissed uint64 // runs whose exit probe was skipped by the kernel
-	Probes     uint64 // hits of any probe that the kernel skipped (recursion)
+	Frames     uint64 // calls of hooks: too many open at once on a CPU
+	Probes     uint64 // hits of probes that the kernel skipped (recursion), but of those that are there more than once
 }
 
-// Total is the sum over all causes but Probes: of those, what matters to a packet is in
-// ExitMissed, or makes a step unresolved.
-func (l Losses) Total() uint64 {
-	return l.RingBuffer + l.Journeys + l.Runs + l.ExitMissed
-}
+// Total is the sum over all causes but Probes: those may have been hits of packets that
+// nobody follows.
+func (l Losses) Total() uint64 { return l.RingBuffer + l.Journeys + l.Frames }
 
 // Losses reads the counters.
 func (t *Tracer) Losses() (Losses, error) {
 	var l Losses
 	for cause, field := range map[bpf.NftraceLoss]*uint64{
-		bpf.NftraceLossLOSS_RINGBUF:     &l.RingBuffer,
-		bpf.NftraceLossLOSS_JOURNEYS:    &l.Journeys,
-		bpf.NftraceLossLOSS_SLOTS:       &l.Runs,
-		bpf.NftraceLossLOSS_EXIT_MISSED: &l.ExitMissed,
+		bpf.NftraceLossLOSS_RINGBUF:  &l.RingBuffer,
+		bpf.NftraceLossLOSS_JOURNEYS: &l.Journeys,
+		bpf.NftraceLossLOSS_FRAMES:   &l.Frames,
 	} {
 		var perCPU []uint64
 		if err := t.maps[bpf.NftraceMapLosses].Lookup(uint32(cause), &perCPU); err != nil {
@@ -437,7 +430,11 @@ func (t *Tracer) Losses() (Losses, error) {
 		}
 	}
 	for _, c := range t.colls {
-		for _, p := range c.Programs {
+		for name, p := range c.Programs {
+			// Of its copies one is enough.
+			if strings.HasPrefix(name, bpf.NftraceProgHookEnterTask) {
+				continue
+			}
 			stats, err := p.Stats()
 			if err != nil {
 				return l, fmt.Errorf("read the counts of skipped probes: %w", err)
@@ -460,12 +457,14 @@ func (t *Tracer) Live() (uint64, error) {
 func (t *Tracer) Stop() error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	l := t.links[bpf.NftraceProgHookEnter]
-	if l == nil {
-		return nil
+	var err error
+	for name, l := range t.links {
+		if strings.HasPrefix(name, bpf.NftraceProgHookEnter) {
+			delete(t.links, name)
+			err = errors.Join(err, l.Close())
+		}
 	}
-	delete(t.links, bpf.NftraceProgHookEnter)
-	return l.Close()
+	return err
 }
 
 // Close detaches everything. Nothing is left in the kernel.
