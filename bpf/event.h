@@ -38,6 +38,8 @@ enum rec_flag {
 	REC_F_FAULT = 0x0010,	 /* counters could not be read */
 	/* Of REC_HOOK. */
 	REC_F_UNCOUNTED = 0x0020, /* within another's run: runs says nothing */
+	REC_F_UNSEEN = 0x0040, /* what became of the packet there was not seen:
+				* without REC_AFTER it may have changed, too */
 	/* Of the REC_HOOK that is the first record of its journey. */
 	REC_F_LATE =
 		0x2000, /* it passed hooks before at which it did not match */

@@ -226,6 +226,7 @@ const (
 	NftraceRecFlagREC_F_TOOMANY   NftraceRecFlag = 8
 	NftraceRecFlagREC_F_FAULT     NftraceRecFlag = 16
 	NftraceRecFlagREC_F_UNCOUNTED NftraceRecFlag = 32
+	NftraceRecFlagREC_F_UNSEEN    NftraceRecFlag = 64
 	NftraceRecFlagREC_F_LATE      NftraceRecFlag = 8192
 	NftraceRecFlagREC_F_TENTATIVE NftraceRecFlag = 16384
 )

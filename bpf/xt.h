@@ -616,6 +616,8 @@ static __noinline int frame_send(struct frame *f, struct journey *j,
 
 	rec_begin(&rec->hdr, REC_HOOK, j, NULL);
 	rec->hdr.flags |= flags;
+	if (!skb)
+		rec->hdr.flags |= REC_F_UNSEEN;
 	rec->hdr.netns = netns;
 	if (f->split) {
 		if (skb)
@@ -890,6 +892,7 @@ static __always_inline void frame_open(u64 sp, struct sk_buff *skb,
 	f = frame_at(s.n);
 	if (!f) {
 		count_loss(LOSS_FRAMES);
+		j->seq++; /* a hole in the path */
 		return;
 	}
 	f->task = w.task;

@@ -85,6 +85,7 @@ type call struct {
 	part   *Part // nil: no tables
 	first  int   // its first table in Steps
 	runs   int   // of tables, as the kernel counted them; -1: it could not
+	unseen bool  // what became of the packet is known only if REC_AFTER comes
 	listed []listed
 	seen   *Packet // nil: not known
 }
@@ -515,6 +516,7 @@ func (a *Assembler) tablesOf(d *draft, r *bpf.NftraceRecHook) {
 		}
 	}
 	why := unresolved(r.Hdr.Flags)
+	c.unseen = r.Hdr.Flags&uint32(bpf.NftraceRecFlagREC_F_UNSEEN) != 0
 	if c.runs = int(r.Runs); why != "" || r.Hdr.Flags&uint32(bpf.NftraceRecFlagREC_F_UNCOUNTED) != 0 {
 		c.runs = -1
 	}
@@ -610,7 +612,7 @@ func (a *Assembler) endPart(d *draft, verdict int) {
 	}
 	c.ended = true
 	c.part.Verdict = verdict
-	if verdict == NFAccept && c.part.After.Data == nil && !d.gap {
+	if verdict == NFAccept && c.part.After.Data == nil && !d.gap && !c.unseen {
 		c.part.After = c.part.Before
 	}
 	a.countRuns(d, verdict)

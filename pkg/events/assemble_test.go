@@ -767,8 +767,16 @@ func TestAfter(t *testing.T) {
 			t.Errorf("%s: %+v, want mark %d", tt.name, p, tt.want)
 		}
 	}
-	// Of a hook that was lost.
+	// Where nobody looked, it may have changed.
 	s := newScript(t, NewAssembler(), 7)
+	s.part(part{hook: HookForward, flags: bpf.NftraceRecFlagREC_F_UNSEEN, tables: []string{"filter"}, runs: -1, hits: []bpf.NftraceHit{hit(0, 4, 1)}})
+	s.xmit()
+	s.end(0)
+	if p := &s.journey().Steps[0].Table.Part.After; p.Data != nil {
+		t.Errorf("it was not seen behind the hook: %+v", p)
+	}
+	// Of a hook that was lost.
+	s = newScript(t, NewAssembler(), 7)
 	s.filter(HookForward)
 	s.seq++
 	s.after(marked)
