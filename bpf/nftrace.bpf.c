@@ -65,7 +65,7 @@ static __always_inline void hook(void *ctx, struct sk_buff *skb,
 	u32 key = on;
 
 	if (open_frames) {
-		if (on == ON_HOOK_TASK && j && same_call((u64)ctx, state, j))
+		if (use_task_probe && j && same_call((u64)ctx, state, j))
 			return;
 		hook_next(skb, j, on);
 	}

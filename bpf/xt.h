@@ -32,7 +32,6 @@
 
 #define BLOCK	   256 /* counters in a per-CPU allocation of 4096 bytes */
 #define MAX_BLOCKS 256 /* 65,536 entries */
-#define TRIES	   3   /* to copy the counters while nobody changes them */
 
 enum limits {
 	FRAMES = 8, /* frames of a CPU */
@@ -516,12 +515,13 @@ static __noinline int frame_start(struct where *w, u32 n)
 	f->cpu = w->cpu;
 	epoch = f->epoch + 1;
 	f->epoch = epoch;
+	seq = recseq();
 	if (!f->rec.ntables) {
+		f->recseq = seq;
 		w->c->running = n;
 		return 0;
 	}
 	s.c->bad = 0;
-	seq = recseq();
 	sweep(&s, f, n);
 	/* At the end of a softirq that came meanwhile this was done anew. */
 	if (f->epoch != epoch)

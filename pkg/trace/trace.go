@@ -288,11 +288,14 @@ func (t *Tracer) attach(gs []group) error {
 			}
 		}
 	}
-	if slices.Contains(after, bpf.NftraceProgHookEnterTask) && tasksPreempt() {
-		for i := range taskCopies {
-			name := fmt.Sprintf("%s_%d", bpf.NftraceProgHookEnterTask, i+1)
-			sub.Programs[name] = t.spec.Programs[bpf.NftraceProgHookEnterTask].Copy()
-			after = append(after, name)
+	for _, name := range slices.Clone(after) {
+		if !tasksPreempt() {
+			break
+		}
+		for i := range copies[name] {
+			another := fmt.Sprintf("%s_%d", name, i+1)
+			sub.Programs[another] = t.spec.Programs[name].Copy()
+			after = append(after, another)
 		}
 	}
 	coll, err := ebpf.NewCollectionWithOptions(sub, ebpf.CollectionOptions{MapReplacements: t.maps})
@@ -313,10 +316,11 @@ func (t *Tracer) attach(gs []group) error {
 	return t.link(coll, sub.Programs, after)
 }
 
-// taskCopies is how many more of hook_enter_task are attached. A task that is preempted at
-// the end of a probe keeps the kernel from running that one again, so one CPU with many
-// tasks wants more.
-const taskCopies = 2
+// copies is how many more of a program are attached where tasks preempt each other; the
+// first one that the kernel does not skip does the work. A task that is preempted at the
+// edge of a probe keeps the kernel from running that one again, so one CPU with many tasks
+// wants more; and a softirq may come while a task finds out that hook_enter is not for it.
+var copies = map[string]int{bpf.NftraceProgHookEnter: 1, bpf.NftraceProgHookEnterTask: 4}
 
 // link attaches programs. The kernel waits a while in each; it waits for all at once.
 func (t *Tracer) link(coll *ebpf.Collection, specs map[string]*ebpf.ProgramSpec, programs []string) error {
@@ -431,8 +435,8 @@ func (t *Tracer) Losses() (Losses, error) {
 	}
 	for _, c := range t.colls {
 		for name, p := range c.Programs {
-			// Of its copies one is enough.
-			if strings.HasPrefix(name, bpf.NftraceProgHookEnterTask) {
+			// Of copies one is enough.
+			if strings.HasPrefix(name, bpf.NftraceProgHookEnter) && tasksPreempt() {
 				continue
 			}
 			stats, err := p.Stats()
