@@ -189,7 +189,7 @@ static __noinline int match(struct sk_buff *skb, struct nf_hook_state *state,
 			    struct decision *d)
 {
 	struct pkt_tuple t = {};
-	bool place, expr = true;
+	bool place, maybe, expr = true;
 	struct other_flow *other;
 
 	d->match = MATCH_NO;
@@ -199,6 +199,11 @@ static __noinline int match(struct sk_buff *skb, struct nf_hook_state *state,
 		d->match = MATCH_YES;
 		return 0;
 	}
+	/* It may match later only if nobody has followed its flow from here to see. */
+	maybe = is_local(skb) ||
+		(state->hook == NF_INET_PRE_ROUTING && !came_up_bridge(skb));
+	if (!place && !use_addrs && !maybe)
+		return 0;
 	parse_tuple(&t, skb);
 	if (use_addrs && !place)
 		place = match_addrs(&t);
@@ -209,9 +214,7 @@ static __noinline int match(struct sk_buff *skb, struct nf_hook_state *state,
 		return 0;
 	}
 
-	if (!expr && !use_nat)
-		return 0;
-	if (state->hook != NF_INET_PRE_ROUTING && !is_local(skb))
+	if (!maybe || (!expr && !use_nat))
 		return 0;
 	if (t.ethertype != ETH_P_IP && t.ethertype != ETH_P_IPV6)
 		return 0;
