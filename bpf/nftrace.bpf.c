@@ -104,9 +104,9 @@ int BPF_PROG(hook_enter, struct sk_buff *skb, struct nf_hook_state *state)
 
 /*
  * The kernel skips a program that is hit while it runs on the same CPU. Where tasks
- * preempt each other, tasks have a probe of their own, which softirqs do not run
- * into; and several copies of it are attached, of which the first one that is not
- * skipped does the work.
+ * preempt each other, or copying takes long (one CPU), tasks have a probe of their own,
+ * which softirqs do not run into. Where tasks preempt each other there are several copies
+ * of both, of which the first one that is not skipped does the work.
  */
 extern void bpf_preempt_disable(void) __ksym __weak;
 extern void bpf_preempt_enable(void) __ksym __weak;

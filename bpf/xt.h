@@ -275,11 +275,10 @@ struct {
 	__type(value, struct cpu);
 } cpus SEC(".maps");
 
-/* On which CPU a task last opened a frame: CPU * FRAMES. */
+/* On which CPU a task last opened a frame: CPU * FRAMES. Tasks go, and nobody tells. */
 struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 4096);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, u64);
 	__type(value, u32);
 } task_frames SEC(".maps");

@@ -109,7 +109,7 @@ const (
 	StepNAT
 	// StepBridge: the bridge chose the port that Out names (br_forward).
 	StepBridge
-	// StepXmit: the packet was handed to device Out (__dev_queue_xmit).
+	// StepXmit: the packet was handed to device Out (in __dev_queue_xmit).
 	StepXmit
 	// StepDeliver: the packet was handed to the local protocol
 	// (ip_local_deliver_finish, ip6_input_finish).

@@ -133,10 +133,19 @@ func (b *bench) counted(n int) (before, after map[ebpf.ProgramID]probe, err erro
 	return before, after, err
 }
 
-// targets are functions with probes of nftrace's.
-var targets = []string{
-	"nf_hook_slow", "kfree_skbmem", "skb_release_head_state", "__dev_queue_xmit",
-	"__br_forward", "ipt_do_table", "ip_local_deliver_finish",
+// targets are functions and trace points with probes of nftrace's that the datagram meets.
+var targets = []struct {
+	name  string
+	types []ebpf.AttachType
+}{
+	{"nf_hook_slow", []ebpf.AttachType{ebpf.AttachTraceFEntry}},
+	{"nf_nat_manip_pkt", []ebpf.AttachType{ebpf.AttachTraceFEntry}},
+	{"ip_local_deliver_finish", []ebpf.AttachType{ebpf.AttachTraceFEntry}},
+	{"net_dev_queue", []ebpf.AttachType{ebpf.AttachTraceRawTp}},
+	{"consume_skb", []ebpf.AttachType{ebpf.AttachTraceRawTp}},
+	{"softirq_exit", []ebpf.AttachType{ebpf.AttachTraceRawTp}},
+	// What it would cost to see a hook's end, too.
+	{"nf_hook_slow", []ebpf.AttachType{ebpf.AttachTraceFEntry, ebpf.AttachTraceFExit}},
 }
 
 // noop attaches probes that do nothing, tells what they cost, and returns how much
@@ -144,28 +153,19 @@ var targets = []string{
 func (b *bench) noop(w io.Writer) (bias float64, err error) {
 	fmt.Fprintf(w, "probes that do nothing (%s)\n", b.kernel)
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(tw, "function\tprobe\truns per packet\tinstructions per run\tper packet\tsaid by statistics\t")
-	for _, target := range targets {
-		for _, kind := range []struct {
-			name  string
-			types []ebpf.AttachType
-		}{
-			{"fentry", []ebpf.AttachType{ebpf.AttachTraceFEntry}},
-			{"fexit", []ebpf.AttachType{ebpf.AttachTraceFExit}},
-			{"both", []ebpf.AttachType{ebpf.AttachTraceFEntry, ebpf.AttachTraceFExit}},
-		} {
-			runs, all, said, err := b.noopAt(target, kind.types)
-			if err != nil {
-				return 0, fmt.Errorf("%s: %w", target, err)
-			}
-			if runs == 0 {
-				continue
-			}
-			if target == targets[0] && kind.name == "fentry" {
-				bias = said
-			}
-			fmt.Fprintf(tw, "%s\t%s\t%.2f\t%.0f\t%.0f\t%.0f\t\n", target, kind.name, runs, all/runs, all, said)
+	fmt.Fprintln(tw, "at\tprobes\truns per packet\tinstructions per run\tper packet\tsaid by statistics\t")
+	for i, target := range targets {
+		runs, all, said, err := b.noopAt(target.name, target.types)
+		if err != nil {
+			return 0, fmt.Errorf("%s: %w", target.name, err)
 		}
+		if runs == 0 {
+			continue
+		}
+		if i == 0 {
+			bias = said
+		}
+		fmt.Fprintf(tw, "%s\t%d\t%.2f\t%.0f\t%.0f\t%.0f\t\n", target.name, len(target.types), runs, all/runs, all, said)
 	}
 	return bias, tw.Flush()
 }
