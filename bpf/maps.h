@@ -129,6 +129,12 @@ u64 sym_xt_recseq = 0;	    /* xt_recseq */
  */
 u64 live = 0;
 
+/*
+ * Set while journeys begin: once all probes are attached, and until nftrace ends; then
+ * those under way go on.
+ */
+u64 tracing = 0;
+
 static __always_inline void count_loss(u32 cause)
 {
 	u64 *n = bpf_map_lookup_elem(&losses, &cause);

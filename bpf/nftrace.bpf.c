@@ -69,7 +69,7 @@ static __always_inline void hook(void *ctx, struct sk_buff *skb,
 			return;
 		hook_next(skb, j, on);
 	}
-	if (!j && seen_before(skb, state))
+	if (!j && (!tracing || seen_before(skb, state)))
 		return;
 	d = bpf_map_lookup_elem(&decisions, &key);
 	if (!d)

@@ -378,6 +378,7 @@ const (
 	NftraceVarSymPerCpuOffset = "sym_per_cpu_offset"
 	NftraceVarSymPreemptCount = "sym_preempt_count"
 	NftraceVarSymXtRecseq     = "sym_xt_recseq"
+	NftraceVarTracing         = "tracing"
 	NftraceVarUnusedHead      = "unused_head"
 	NftraceVarUnusedLimits    = "unused_limits"
 	NftraceVarUnusedLoss      = "unused_loss"
@@ -507,6 +508,7 @@ type NftraceVariableSpecs struct {
 	SymPerCpuOffset *ebpf.VariableSpec `ebpf:"sym_per_cpu_offset"`
 	SymPreemptCount *ebpf.VariableSpec `ebpf:"sym_preempt_count"`
 	SymXtRecseq     *ebpf.VariableSpec `ebpf:"sym_xt_recseq"`
+	Tracing         *ebpf.VariableSpec `ebpf:"tracing"`
 	UnusedHead      *ebpf.VariableSpec `ebpf:"unused_head"`
 	UnusedLimits    *ebpf.VariableSpec `ebpf:"unused_limits"`
 	UnusedLoss      *ebpf.VariableSpec `ebpf:"unused_loss"`
@@ -612,6 +614,7 @@ type NftraceVariables struct {
 	SymPerCpuOffset *ebpf.Variable `ebpf:"sym_per_cpu_offset"`
 	SymPreemptCount *ebpf.Variable `ebpf:"sym_preempt_count"`
 	SymXtRecseq     *ebpf.Variable `ebpf:"sym_xt_recseq"`
+	Tracing         *ebpf.Variable `ebpf:"tracing"`
 	UnusedHead      *ebpf.Variable `ebpf:"unused_head"`
 	UnusedLimits    *ebpf.Variable `ebpf:"unused_limits"`
 	UnusedLoss      *ebpf.Variable `ebpf:"unused_loss"`

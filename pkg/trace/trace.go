@@ -84,10 +84,6 @@ func useTaskProbe() bool {
 // waitFor are the modules of which nftrace tells people that it waits for them.
 var waitFor = []string{"ip_tables", "ip6_tables"}
 
-// first are the programs that begin journeys. They are attached when all others are,
-// and can see what becomes of them.
-var first = []string{bpf.NftraceProgHookEnter, bpf.NftraceProgHookEnterTask}
-
 // Tracer is a set of attached probes. Its methods, but for Close and Stop, are to be
 // called from one goroutine.
 type Tracer struct {
@@ -266,7 +262,11 @@ func (t *Tracer) start(o Options) error {
 		}
 		ready = append(ready, g)
 	}
-	return t.attach(ready)
+	if err := t.attach(ready); err != nil {
+		return err
+	}
+	// Whatever becomes of a packet, a probe is there to see it.
+	return t.vars[bpf.NftraceVarTracing].Set(uint64(1))
 }
 
 // attach loads and attaches the probes of some groups, in their order. They are loaded
@@ -277,25 +277,15 @@ func (t *Tracer) attach(gs []group) error {
 		Types: t.spec.Types, ByteOrder: t.spec.ByteOrder,
 		Programs: map[string]*ebpf.ProgramSpec{},
 	}
-	var before, after []string
+	preempt := tasksPreempt()
 	for _, g := range gs {
 		for _, name := range g.programs {
 			sub.Programs[name] = t.spec.Programs[name]
-			if slices.Contains(first, name) {
-				after = append(after, name)
-			} else {
-				before = append(before, name)
+			for i := range copies[name] {
+				if preempt {
+					sub.Programs[fmt.Sprintf("%s_%d", name, i+1)] = t.spec.Programs[name].Copy()
+				}
 			}
-		}
-	}
-	for _, name := range slices.Clone(after) {
-		if !tasksPreempt() {
-			break
-		}
-		for i := range copies[name] {
-			another := fmt.Sprintf("%s_%d", name, i+1)
-			sub.Programs[another] = t.spec.Programs[name].Copy()
-			after = append(after, another)
 		}
 	}
 	coll, err := ebpf.NewCollectionWithOptions(sub, ebpf.CollectionOptions{MapReplacements: t.maps})
@@ -303,17 +293,15 @@ func (t *Tracer) attach(gs []group) error {
 		return loadError("load the probes", err)
 	}
 	t.colls = append(t.colls, coll)
-	if err := t.link(coll, sub.Programs, before); err != nil {
+	if err := t.link(coll, sub.Programs); err != nil {
 		return err
 	}
 	for _, g := range gs {
 		if g.module == "x_tables" {
-			if err := t.setLayout(); err != nil {
-				return err
-			}
+			return t.setLayout()
 		}
 	}
-	return t.link(coll, sub.Programs, after)
+	return nil
 }
 
 // copies is how many more of a program are attached where tasks preempt each other; the
@@ -322,14 +310,14 @@ func (t *Tracer) attach(gs []group) error {
 // wants more; and a softirq may come while a task finds out that hook_enter is not for it.
 var copies = map[string]int{bpf.NftraceProgHookEnter: 1, bpf.NftraceProgHookEnterTask: 4}
 
-// link attaches programs. The kernel waits a while in each; it waits for all at once.
-func (t *Tracer) link(coll *ebpf.Collection, specs map[string]*ebpf.ProgramSpec, programs []string) error {
-	errs := make(chan error, len(programs))
-	for _, name := range programs {
+// link attaches the programs of a collection. The kernel waits a while in each; it waits for all at once.
+func (t *Tracer) link(coll *ebpf.Collection, specs map[string]*ebpf.ProgramSpec) error {
+	errs := make(chan error, len(specs))
+	for name, spec := range specs {
 		go func() {
 			l, err := link.AttachTracing(link.TracingOptions{Program: coll.Programs[name]})
 			if err != nil {
-				errs <- loadError("attach to "+specs[name].AttachTo, err)
+				errs <- loadError("attach to "+spec.AttachTo, err)
 				return
 			}
 			t.mu.Lock()
@@ -339,7 +327,7 @@ func (t *Tracer) link(coll *ebpf.Collection, specs map[string]*ebpf.ProgramSpec,
 		}()
 	}
 	var first error
-	for range programs {
+	for range specs {
 		if err := <-errs; err != nil && first == nil {
 			first = err
 		}
@@ -457,25 +445,15 @@ func (t *Tracer) Live() (uint64, error) {
 }
 
 // Stop begins no more journeys; those under way go on. It may be called while another
-// goroutine reads.
-func (t *Tracer) Stop() error {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	var err error
-	for name, l := range t.links {
-		if strings.HasPrefix(name, bpf.NftraceProgHookEnter) {
-			delete(t.links, name)
-			err = errors.Join(err, l.Close())
-		}
-	}
-	return err
-}
+// goroutine reads. The probes stay: one that went first would leave holes in what the
+// others still tell.
+func (t *Tracer) Stop() error { return t.vars[bpf.NftraceVarTracing].Set(uint64(0)) }
 
 // Close detaches everything. Nothing is left in the kernel.
 func (t *Tracer) Close() error {
-	err := t.Stop()
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	var err error
 	// The kernel waits a while in each; let it wait for all at once.
 	errs := make(chan error, len(t.links))
 	for _, l := range t.links {

@@ -502,6 +502,23 @@ func TestEnds(t *testing.T) {
 			}
 		})
 	}
+	// Packets that are under way when nftrace ends are seen to their end.
+	t.Run("in the midst of packets", func(t *testing.T) {
+		pings(t, "h", "-i", "0.004", "127.0.0.1")
+		for range 5 {
+			out := filepath.Join(t.TempDir(), "out")
+			p := attached(t, "h", nil, "--format", "trace", "-o", out, "icmp")
+			eventually(t, "packets", func() bool { return strings.Count(read(t, out), "filter:INPUT:") >= 11 })
+			p.signal(syscall.SIGINT)
+			p.want(0)
+			n := p.summary()
+			for _, hook := range []string{"OUTPUT", "INPUT"} {
+				if m := strings.Count(read(t, out), " filter:"+hook+":"); m != n {
+					t.Errorf("%d packets, %d of them at %s", n, m, hook)
+				}
+			}
+		}
+	})
 	t.Run("signal with a command", func(t *testing.T) {
 		pidFile := filepath.Join(t.TempDir(), "pid")
 		p := spawn(t, "h", nil, "nftrace", "--", "sh", "-c", "echo $$ > "+pidFile+".new; mv "+pidFile+".new "+pidFile+"; exec sleep 1000")
