@@ -150,9 +150,9 @@ func (t *Tracer) findSymbols() (map[string]uint64, error) {
 
 // setLayout tells the probes in the kernel itself what they cannot find out of module
 // x_tables, and lets them look for tables.
-func (t *Tracer) setLayout() error {
+func (t *Tracer) setLayout(types *btf.Cache) error {
 	const module = "x_tables"
-	spec, err := btf.LoadKernelModuleSpec(module)
+	spec, err := types.Module(module)
 	if err != nil {
 		return fmt.Errorf("read the type information of module %s: %w", module, err)
 	}

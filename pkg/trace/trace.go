@@ -13,6 +13,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/btf"
 	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 
@@ -288,7 +289,9 @@ func (t *Tracer) attach(gs []group) error {
 			}
 		}
 	}
-	coll, err := ebpf.NewCollectionWithOptions(sub, ebpf.CollectionOptions{MapReplacements: t.maps})
+	// Not for longer: it would not know the modules that are loaded later.
+	types := btf.NewCache()
+	coll, err := ebpf.NewCollectionWithOptions(sub, ebpf.CollectionOptions{MapReplacements: t.maps, Cache: types})
 	if err != nil {
 		return loadError("load the probes", err)
 	}
@@ -298,7 +301,7 @@ func (t *Tracer) attach(gs []group) error {
 	}
 	for _, g := range gs {
 		if g.module == "x_tables" {
-			return t.setLayout()
+			return t.setLayout(types)
 		}
 	}
 	return nil
