@@ -89,4 +89,19 @@ static __always_inline bool in_softirq(void)
 	return count & SERVING_SOFTIRQ_HARDIRQ_NMI;
 }
 
+/*
+ * 3f00c5239344 ("bpf: Allow trusted pointers to be passed to KF_TRUSTED_ARGS kfuncs",
+ * 6.2): a tracepoint's arguments are trusted, and for each pointer that is read through
+ * one the verifier searches all type information of the kernel, four times. Through this
+ * one (a35b9af4ec2c, "bpf: Add a kfunc for generic type cast", 6.2) it does not.
+ */
+extern void *bpf_rdonly_cast(const void *obj, u32 btf_id) __ksym __weak;
+
+static __always_inline struct sk_buff *untrusted(struct sk_buff *skb)
+{
+	if (!bpf_rdonly_cast)
+		return skb;
+	return bpf_rdonly_cast(skb, bpf_core_type_id_kernel(struct sk_buff));
+}
+
 #endif

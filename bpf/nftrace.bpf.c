@@ -176,7 +176,7 @@ int BPF_PROG(skb_drop, struct sk_buff *skb, void *location, u32 reason)
 
 	if (!j)
 		return 0;
-	hook_over(skb, j, ON_DROP);
+	hook_over(untrusted(skb), j, ON_DROP);
 	if (reason == bpf_core_enum_value(enum skb_drop_reason,
 					  SKB_DROP_REASON_NETFILTER_DROP)) {
 		rec_begin(&h, REC_DROP, j, NULL);
@@ -252,8 +252,10 @@ int BPF_PROG(dev_xmit, struct sk_buff *skb)
 {
 	struct journey *j = journey_of(skb);
 
-	if (j)
-		record_dev(skb, j, skb->dev, REC_XMIT, ON_XMIT);
+	if (!j)
+		return 0;
+	skb = untrusted(skb);
+	record_dev(skb, j, skb->dev, REC_XMIT, ON_XMIT);
 	return 0;
 }
 
