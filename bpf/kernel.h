@@ -173,4 +173,12 @@ enum skb_drop_reason { SKB_DROP_REASON_NETFILTER_DROP = 1 };
 		__n;                                                           \
 	})
 
+/*
+ * For a function that is not static: the verifier looks at it once for each program, and
+ * not anew for all that its callers know, nor at them for each of its results. A pointer
+ * may be NULL there. It cannot be called with preemption off: the loader makes it static in
+ * a program that turns it off.
+ */
+#define __verified_once __noinline
+
 #endif

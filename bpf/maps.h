@@ -114,6 +114,8 @@ const volatile u32 self_tgid = 0; /* nftrace's own process */
  * hook_enter to softirqs only: see there.
  */
 const volatile bool use_task_probe = false;
+/* Whether they do: hook_enter_task turns preemption off then. */
+const volatile bool tasks_preempt = true;
 /*
  * Addresses of the kernel's symbols, set before anything is attached, that of module
  * x_tables when it is loaded. A per-CPU symbol's is its offset. 0: unknown.

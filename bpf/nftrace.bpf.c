@@ -117,10 +117,10 @@ int BPF_PROG(hook_enter_task, struct sk_buff *skb, struct nf_hook_state *state)
 	if (in_softirq())
 		return 0;
 	/* fc7566ad0a82 ("bpf: Introduce bpf_preempt_[disable,enable] kfuncs"), 6.10 */
-	if (bpf_preempt_disable)
+	if (tasks_preempt && bpf_preempt_disable)
 		bpf_preempt_disable();
 	hook(ctx, skb, state, ON_HOOK_TASK);
-	if (bpf_preempt_disable)
+	if (tasks_preempt && bpf_preempt_disable)
 		bpf_preempt_enable();
 	return 0;
 }

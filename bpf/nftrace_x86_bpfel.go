@@ -378,6 +378,7 @@ const (
 	NftraceVarSymPerCpuOffset = "sym_per_cpu_offset"
 	NftraceVarSymPreemptCount = "sym_preempt_count"
 	NftraceVarSymXtRecseq     = "sym_xt_recseq"
+	NftraceVarTasksPreempt    = "tasks_preempt"
 	NftraceVarTracing         = "tracing"
 	NftraceVarUnusedHead      = "unused_head"
 	NftraceVarUnusedLimits    = "unused_limits"
@@ -508,6 +509,7 @@ type NftraceVariableSpecs struct {
 	SymPerCpuOffset *ebpf.VariableSpec `ebpf:"sym_per_cpu_offset"`
 	SymPreemptCount *ebpf.VariableSpec `ebpf:"sym_preempt_count"`
 	SymXtRecseq     *ebpf.VariableSpec `ebpf:"sym_xt_recseq"`
+	TasksPreempt    *ebpf.VariableSpec `ebpf:"tasks_preempt"`
 	Tracing         *ebpf.VariableSpec `ebpf:"tracing"`
 	UnusedHead      *ebpf.VariableSpec `ebpf:"unused_head"`
 	UnusedLimits    *ebpf.VariableSpec `ebpf:"unused_limits"`
@@ -614,6 +616,7 @@ type NftraceVariables struct {
 	SymPerCpuOffset *ebpf.Variable `ebpf:"sym_per_cpu_offset"`
 	SymPreemptCount *ebpf.Variable `ebpf:"sym_preempt_count"`
 	SymXtRecseq     *ebpf.Variable `ebpf:"sym_xt_recseq"`
+	TasksPreempt    *ebpf.Variable `ebpf:"tasks_preempt"`
 	Tracing         *ebpf.Variable `ebpf:"tracing"`
 	UnusedHead      *ebpf.Variable `ebpf:"unused_head"`
 	UnusedLimits    *ebpf.Variable `ebpf:"unused_limits"`

@@ -134,17 +134,24 @@ static __always_inline void read_pkt(struct pkt *p, struct sk_buff *skb,
  * Whether two states of a packet differ in nothing that a target may have changed. Time to
  * live and checksum are left out: routing changes them, too.
  */
-static __always_inline bool same_data(const struct pkt *a, const struct pkt *b)
+__verified_once int same_data(const struct pkt *a, const struct pkt *b)
 {
-	const u32 *x = (const u32 *)a->data, *y = (const u32 *)b->data;
+	const u32 *x, *y;
 	u32 diff;
 
+	if (!a || !b)
+		return false;
+	x = (const u32 *)a->data;
+	y = (const u32 *)b->data;
 	diff = (a->len ^ b->len) | (a->mark ^ b->mark) |
 	       (a->ctinfo ^ b->ctinfo) | (a->cap ^ b->cap);
 #pragma unroll
-	for (int i = 0; i < PKT_DATA / 4; i++)
+	for (int i = 0; i < PKT_DATA / 4; i++) {
 		if (i != 1 && i != 2)
 			diff |= x[i] ^ y[i];
+		/* Or clang loads all of them first, to the stack. */
+		asm volatile("" : "+r"(diff));
+	}
 	if (b->ethertype == ETH_P_IP)
 		diff |= (x[1] ^ y[1]) | ((x[2] ^ y[2]) & bpf_htonl(0x00ff0000));
 	else

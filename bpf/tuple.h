@@ -78,14 +78,65 @@ static __always_inline void parse_l4(struct pkt_tuple *t, union headers *h,
 	t->l4_avail = avail > 255 ? 255 : avail;
 }
 
+/* The headers from address l3 on, lin bytes of which are there. */
+__verified_once int parse_headers(struct pkt_tuple *t, u64 l3, u32 lin)
+{
+	union headers h;
+	u32 ihl, l4;
+
+	if (!t)
+		return 0;
+	/*
+	 * Behind the linear part there is room enough to read (skb_shared_info), but
+	 * nothing of the packet.
+	 */
+	if (lin < 20 || bpf_probe_read_kernel(&h, sizeof(h), (void *)l3))
+		return 0;
+	t->l3_avail = lin > 255 ? 255 : lin;
+
+	switch (t->ethertype) {
+	case ETH_P_IP:
+		__builtin_memcpy(t->saddr, &h.b[12], 4);
+		__builtin_memcpy(t->daddr, &h.b[16], 4);
+		t->frag_off = bpf_ntohs(h.w[3]) & 0x1fff;
+		t->nexthdr = h.b[9];
+		ihl = (h.b[0] & 0xf) * 4;
+		if (t->frag_off || ihl > lin)
+			return 0;
+		if (ihl != 20) {
+			/* Put what follows the options where it is without. */
+			if (bpf_probe_read_kernel(&h.b[20], 14,
+						  (void *)l3 + ihl))
+				return 0;
+		}
+		l4 = lin - ihl;
+		parse_l4(t, &h, 20, l4, IPPROTO_ICMP);
+		return 0;
+	case ETH_P_IPV6:
+		__builtin_memcpy(t->saddr, &h.b[8], 16);
+		if (lin < 40) {
+			t->l3_avail = 0;
+			return 0;
+		}
+		__builtin_memcpy(t->daddr, &h.b[24], 16);
+		t->nexthdr = h.b[6];
+		if (t->nexthdr == IPPROTO_FRAG && lin > 40)
+			t->frag_nexthdr = h.b[40];
+		parse_l4(t, &h, 40, lin - 40, IPPROTO_ICMPV6);
+		return 0;
+	case ETH_P_ARP:
+		__builtin_memcpy(t->saddr, &h.b[14], 4);
+		__builtin_memcpy(t->daddr, &h.b[24], 4);
+	}
+	return 0;
+}
+
 static __always_inline void parse_tuple(struct pkt_tuple *t,
 					struct sk_buff *skb)
 {
 	unsigned char *head = skb->head;
 	u32 nh = skb->network_header, mh = skb->mac_header;
 	u32 off = skb->data - head, lin = skb->len - skb->data_len + off;
-	union headers h;
-	u32 ihl, l4;
 	u16 tag = vlan_of(skb);
 
 	t->ethertype = bpf_ntohs(skb->protocol);
@@ -106,49 +157,7 @@ static __always_inline void parse_tuple(struct pkt_tuple *t,
 			t->flags |= TUPLE_MAC;
 		}
 	}
-	lin = lin > nh ? lin - nh : 0;
-	/*
-	 * Behind the linear part there is room enough to read (skb_shared_info), but
-	 * nothing of the packet.
-	 */
-	if (lin < 20 || bpf_probe_read_kernel(&h, sizeof(h), head + nh))
-		return;
-	t->l3_avail = lin > 255 ? 255 : lin;
-
-	switch (t->ethertype) {
-	case ETH_P_IP:
-		__builtin_memcpy(t->saddr, &h.b[12], 4);
-		__builtin_memcpy(t->daddr, &h.b[16], 4);
-		t->frag_off = bpf_ntohs(h.w[3]) & 0x1fff;
-		t->nexthdr = h.b[9];
-		ihl = (h.b[0] & 0xf) * 4;
-		if (t->frag_off || ihl > lin)
-			return;
-		if (ihl != 20) {
-			/* Put what follows the options where it is without. */
-			if (bpf_probe_read_kernel(&h.b[20], 14,
-						  head + nh + ihl))
-				return;
-		}
-		l4 = lin - ihl;
-		parse_l4(t, &h, 20, l4, IPPROTO_ICMP);
-		return;
-	case ETH_P_IPV6:
-		__builtin_memcpy(t->saddr, &h.b[8], 16);
-		if (lin < 40) {
-			t->l3_avail = 0;
-			return;
-		}
-		__builtin_memcpy(t->daddr, &h.b[24], 16);
-		t->nexthdr = h.b[6];
-		if (t->nexthdr == IPPROTO_FRAG && lin > 40)
-			t->frag_nexthdr = h.b[40];
-		parse_l4(t, &h, 40, lin - 40, IPPROTO_ICMPV6);
-		return;
-	case ETH_P_ARP:
-		__builtin_memcpy(t->saddr, &h.b[14], 4);
-		__builtin_memcpy(t->daddr, &h.b[24], 4);
-	}
+	parse_headers(t, (u64)head + nh, lin > nh ? lin - nh : 0);
 }
 
 #endif

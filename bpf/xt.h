@@ -302,12 +302,17 @@ static __always_inline struct frame *frame_at(u32 n)
 	return n ? bpf_map_lookup_elem(&frames, &key) : NULL;
 }
 
+__verified_once u64 stack_owner(void)
+{
+	return in_softirq() ? 0 : bpf_get_current_task();
+}
+
 static __always_inline bool where_am_i(struct where *w, enum on on)
 {
 	w->on = on;
 	w->cpu = bpf_get_smp_processor_id();
 	w->c = bpf_map_lookup_elem(&cpus, &w->cpu);
-	w->task = in_softirq() ? 0 : bpf_get_current_task();
+	w->task = stack_owner();
 	return w->c;
 }
 
@@ -480,14 +485,27 @@ static long sweep_block(u32 nr, struct sweep *s)
 	return 0;
 }
 
-static __always_inline void sweep(struct sweep *s, struct frame *f, u32 n)
+/* Compares the counters of frame n's tables, or copies them. */
+__verified_once int sweep(u32 n, u32 on, u32 comparing)
 {
-	s->f = f;
-	s->snap = (n - 1) * snap_blocks;
-	s->c->table = 0;
-	s->c->block = 0;
-	s->percpu = (u64)this_cpu(0);
-	bpf_loop(snap_blocks, sweep_block, s, 0);
+	struct sweep s = {};
+
+	s.f = frame_at(n);
+	s.c = bpf_map_lookup_elem(&cursors, &on);
+	if (!s.f || !s.c)
+		return 0;
+	if (comparing) {
+		s.now = bpf_map_lookup_elem(&xt_now, &on);
+		s.found = bpf_map_lookup_elem(&hits_found, &on);
+		if (!s.now || !s.found)
+			return 0;
+	}
+	s.snap = (n - 1) * snap_blocks;
+	s.c->table = 0;
+	s.c->block = 0;
+	s.percpu = (u64)this_cpu(0);
+	bpf_loop(snap_blocks, sweep_block, &s, 0);
+	return 0;
 }
 
 /* x_tables.h:xt_write_recseq_begin: odd while this CPU evaluates. */
@@ -504,12 +522,12 @@ static __always_inline u32 recseq(void)
 /* The frame has the CPU from now on. */
 static __noinline int frame_start(struct where *w, u32 n)
 {
-	struct sweep s = {};
 	struct frame *f = frame_at(n);
+	struct cursor *c;
 	u32 epoch, seq;
 
-	s.c = bpf_map_lookup_elem(&cursors, &w->on);
-	if (!f || !s.c)
+	c = bpf_map_lookup_elem(&cursors, &w->on);
+	if (!f || !c)
 		return 0;
 	f->cpu = w->cpu;
 	epoch = f->epoch + 1;
@@ -520,33 +538,33 @@ static __noinline int frame_start(struct where *w, u32 n)
 		w->c->running = n;
 		return 0;
 	}
-	s.c->bad = 0;
-	sweep(&s, f, n);
+	c->bad = 0;
+	sweep(n, w->on, false);
 	/* At the end of a softirq that came meanwhile this was done anew. */
 	if (f->epoch != epoch)
 		seq = recseq();
 	f->recseq = seq;
 	*(volatile u32 *)&w->c->running = n;
 	if (recseq() != seq)
-		s.c->bad |= REC_F_TORN;
+		c->bad |= REC_F_TORN;
 	if (seq & 1)
-		s.c->bad |= REC_F_UNCOUNTED;
-	f->rec.hdr.flags |= s.c->bad;
+		c->bad |= REC_F_UNCOUNTED;
+	f->rec.hdr.flags |= c->bad;
 	return 0;
 }
 
 /* What a frame matched since it got the CPU. Returns whether that is sure. */
 static __always_inline bool frame_look(struct where *w, struct frame *f, u32 n,
-				       struct sweep *s)
+				       struct cursor *c, struct hits *h)
 {
 	u32 epoch = f->epoch, began = f->recseq, seq = recseq(), now;
 	u64 had, found;
 
-	s->c->nhits = 0;
-	s->c->bad = 0;
+	c->nhits = 0;
+	c->bad = 0;
 	/* Odd: within another's run, which does not count. */
 	if (seq != began || seq & 1)
-		sweep(s, f, n);
+		sweep(n, w->on, true);
 	now = recseq();
 	/* A softirq that came meanwhile has done all this itself. */
 	if (f->epoch != epoch)
@@ -556,17 +574,17 @@ static __always_inline bool frame_look(struct where *w, struct frame *f, u32 n,
 	/* From here on one that comes finds nothing to do. */
 	*(volatile u32 *)&w->c->running = 0;
 	had = f->rec.nhits;
-	found = s->c->nhits;
+	found = c->nhits;
 	if (had + found >= MAX_HITS) {
-		s->c->bad |= REC_F_TOOMANY;
+		c->bad |= REC_F_TOOMANY;
 	} else if (found) {
 		f->rec.nhits = had + found;
 		had = bounded(had, MAX_HITS - 1);
 		found = bounded(found, MAX_HITS - 1);
 		bpf_probe_read_kernel(&f->rec.hits[had],
-				      found * sizeof(struct hit), s->found);
+				      found * sizeof(struct hit), h);
 	}
-	f->rec.hdr.flags |= s->c->bad;
+	f->rec.hdr.flags |= c->bad;
 	f->rec.runs += (seq + 1) / 2 - (began + 1) / 2;
 	return true;
 }
@@ -576,18 +594,18 @@ static __noinline int frame_stop(struct where *w)
 {
 	u32 n = w->c->running;
 	struct frame *f = frame_at(n);
-	struct sweep s = {};
+	struct cursor *c;
+	struct hits *h;
 
 	if (!f || !f->sp || f->cpu != w->cpu || !f->rec.ntables) {
 		w->c->running = 0;
 		return 0;
 	}
-	s.now = bpf_map_lookup_elem(&xt_now, &w->on);
-	s.c = bpf_map_lookup_elem(&cursors, &w->on);
-	s.found = bpf_map_lookup_elem(&hits_found, &w->on);
-	if (!s.now || !s.c || !s.found)
+	c = bpf_map_lookup_elem(&cursors, &w->on);
+	h = bpf_map_lookup_elem(&hits_found, &w->on);
+	if (!c || !h)
 		return 0;
-	if (!frame_look(w, f, n, &s))
+	if (!frame_look(w, f, n, c, h))
 		f->rec.hdr.flags |= REC_F_TORN;
 	f->epoch++;
 	w->c->running = 0;

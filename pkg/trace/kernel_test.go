@@ -3,8 +3,11 @@ package trace
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+
+	"github.com/cilium/ebpf/btf"
 
 	"github.com/nftrace/nftrace/bpf"
 	"github.com/nftrace/nftrace/pkg/filter"
@@ -127,5 +130,33 @@ func TestConfigureReplacesTheFilterEverywhere(t *testing.T) {
 		if n != 0 {
 			t.Errorf("program %s: the filter does not look for port 80", name)
 		}
+	}
+}
+
+// With preemption off the kernel lets a program call static functions only. The other
+// programs' functions stay as they are.
+func TestMakeStatic(t *testing.T) {
+	spec, err := bpf.LoadNftrace()
+	if err != nil {
+		t.Fatal(err)
+	}
+	global := func(program string) (names []string) {
+		for i, ins := range spec.Programs[program].Instructions {
+			if f := btf.FuncMetadata(&ins); f != nil && i > 0 && f.Linkage != btf.StaticFunc {
+				names = append(names, f.Name)
+			}
+		}
+		return names
+	}
+	before := global(bpf.NftraceProgHookEnter)
+	if len(before) == 0 {
+		t.Fatalf("%s calls no global functions", bpf.NftraceProgHookEnter)
+	}
+	makeStatic(spec.Programs[bpf.NftraceProgHookEnterTask].Instructions)
+	if left := global(bpf.NftraceProgHookEnterTask); len(left) > 0 {
+		t.Errorf("global functions are left in %s: %q", bpf.NftraceProgHookEnterTask, left)
+	}
+	if after := global(bpf.NftraceProgHookEnter); !slices.Equal(after, before) {
+		t.Errorf("global functions of %s were %q, are %q", bpf.NftraceProgHookEnter, before, after)
 	}
 }

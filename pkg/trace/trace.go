@@ -145,6 +145,7 @@ func configure(spec *ebpf.CollectionSpec, o Options) error {
 
 	for name, value := range map[string]any{
 		bpf.NftraceVarUseTaskProbe: useTaskProbe(),
+		bpf.NftraceVarTasksPreempt: tasksPreempt(),
 		bpf.NftraceVarWakeBytes:    uint64(spec.Maps[bpf.NftraceMapRecords].MaxEntries) / 4,
 		bpf.NftraceVarNrCpus:       uint32(cpus),
 		bpf.NftraceVarSnapBlocks:   blocks,
@@ -162,6 +163,9 @@ func configure(spec *ebpf.CollectionSpec, o Options) error {
 			return fmt.Errorf("set %s: %w", name, err)
 		}
 	}
+	if tasksPreempt() {
+		makeStatic(spec.Programs[bpf.NftraceProgHookEnterTask].Instructions)
+	}
 	if len(o.Filter) == 0 {
 		return nil
 	}
@@ -174,6 +178,17 @@ func configure(spec *ebpf.CollectionSpec, o Options) error {
 		}
 	}
 	return nil
+}
+
+// makeStatic makes a program's functions static: no others can be called with preemption off.
+func makeStatic(insns asm.Instructions) {
+	for i := range insns {
+		if f := btf.FuncMetadata(&insns[i]); f != nil && i > 0 {
+			static := *f
+			static.Linkage = btf.StaticFunc
+			insns[i] = btf.WithFuncMetadata(insns[i], &static)
+		}
+	}
 }
 
 func hasSymbol(insns asm.Instructions, name string) bool {
