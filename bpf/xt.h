@@ -509,7 +509,7 @@ __verified_once int sweep(u32 n, u32 on, u32 comparing)
 }
 
 /* x_tables.h:xt_write_recseq_begin: odd while this CPU evaluates. */
-static __always_inline u32 recseq(void)
+__verified_once u32 recseq(void)
 {
 	u32 seq = 0;
 	void *p = this_cpu(sym_xt_recseq);
