@@ -91,7 +91,7 @@ func traceAll(ctx context.Context, c *config, say *speaker, stdin io.Reader, std
 	if err != nil {
 		return err
 	}
-	opts := trace.Options{MaxRules: maxRules(sys)}
+	opts := trace.Options{MaxRules: maxRules(sys), SourceLines: c.verbose}
 	if c.expr != nil {
 		opts.Filter = c.expr.Instructions()
 	}

@@ -160,3 +160,35 @@ func TestMakeStatic(t *testing.T) {
 		t.Errorf("global functions of %s were %q, are %q", bpf.NftraceProgHookEnter, before, after)
 	}
 }
+
+// Lines of source are there for the verifier's log only. If a program has any, the kernel
+// wants one at the beginning of each function, also where the filter's stands.
+func TestSourceLines(t *testing.T) {
+	e, err := filter.Parse("udp port 9")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, lines := range []bool{false, true} {
+		spec, err := bpf.LoadNftrace()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := configure(spec, Options{Filter: e.Instructions(), SourceLines: lines}); err != nil {
+			t.Fatal(err)
+		}
+		within := 0
+		for name, p := range spec.Programs {
+			for _, ins := range p.Instructions {
+				switch first := btf.FuncMetadata(&ins) != nil; {
+				case first && ins.Source() == nil:
+					t.Errorf("SourceLines %v: function %s of %s begins with no line", lines, ins.Symbol(), name)
+				case !first && ins.Source() != nil:
+					within++
+				}
+			}
+		}
+		if lines != (within > 1000) {
+			t.Errorf("SourceLines %v: %d lines within functions", lines, within)
+		}
+	}
+}

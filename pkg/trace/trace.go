@@ -45,6 +45,9 @@ type Options struct {
 	// MaxRules is the number of rules, policies included, for which room is made in
 	// all tables of a namespace and family together; 0 means 1,024.
 	MaxRules int
+	// SourceLines keeps the lines of source that the verifier's log quotes; loading the
+	// probes takes longer.
+	SourceLines bool
 	// BufferBytes is the size of the ring buffer, a power of two and a multiple
 	// of the page size; 0 means 8 MiB.
 	BufferBytes int
@@ -163,6 +166,11 @@ func configure(spec *ebpf.CollectionSpec, o Options) error {
 			return fmt.Errorf("set %s: %w", name, err)
 		}
 	}
+	if !o.SourceLines {
+		for _, p := range spec.Programs {
+			dropLines(p.Instructions)
+		}
+	}
 	if tasksPreempt() {
 		makeStatic(spec.Programs[bpf.NftraceProgHookEnterTask].Instructions)
 	}
@@ -178,6 +186,16 @@ func configure(spec *ebpf.CollectionSpec, o Options) error {
 		}
 	}
 	return nil
+}
+
+// dropLines drops the lines of source but for the first of each function, which the kernel
+// wants if there are any.
+func dropLines(insns asm.Instructions) {
+	for i := range insns {
+		if btf.FuncMetadata(&insns[i]) == nil {
+			insns[i] = insns[i].WithSource(nil)
+		}
+	}
 }
 
 // makeStatic makes a program's functions static: no others can be called with preemption off.
