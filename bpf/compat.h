@@ -19,6 +19,42 @@ static __always_inline u16 vlan_of(struct sk_buff *skb)
 	return 0;
 }
 
+/*
+ * a35b9af4ec2c ("bpf: Add a kfunc for generic type cast", 6.2): memory at an address is
+ * loaded as a field of a kernel's struct, for a fifth of what the helper costs.
+ */
+extern void *bpf_rdonly_cast(const void *obj, u32 btf_id) __ksym __weak;
+
+static __always_inline bool in_prerouting(struct nf_bridge_info *nb)
+{
+	if (bpf_rdonly_cast) {
+		nb = bpf_rdonly_cast(
+			nb, bpf_core_type_id_kernel(struct nf_bridge_info));
+		return BPF_CORE_READ_BITFIELD(nb, in_prerouting);
+	}
+	return BPF_CORE_READ_BITFIELD_PROBED(nb, in_prerouting);
+}
+
+/* Three words of memory, as any struct of the kernel has them that is read through. */
+struct words {
+	u64 a, b, c;
+};
+
+static __always_inline bool read_words(struct words *w, const void *at)
+{
+	if (bpf_rdonly_cast) {
+		struct bpf_perf_event_value *v = bpf_rdonly_cast(
+			at,
+			bpf_core_type_id_kernel(struct bpf_perf_event_value));
+
+		w->a = v->counter;
+		w->b = v->enabled;
+		w->c = v->running;
+		return true;
+	}
+	return !bpf_probe_read_kernel(w, sizeof(*w), at);
+}
+
 /* __per_cpu_offset of each CPU; it does not change, and reading it costs. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);

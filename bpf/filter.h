@@ -28,6 +28,12 @@ static __always_inline bool match_iface(struct net *net, struct net_device *dev)
 	return bpf_map_lookup_elem(&filter_ifaces, &key);
 }
 
+/* Whether it is worth to look an interface up: false for most that are not asked for. */
+static __always_inline bool may_match_iface(struct net_device *dev)
+{
+	return dev && iface_bits >> ((u32)dev->ifindex % 64) & 1;
+}
+
 static __always_inline bool match_addrs(struct pkt_tuple *t)
 {
 	struct addr a;
@@ -79,14 +85,12 @@ static __always_inline bool first_hook_in_use(struct net *net, u8 pf, bool sent)
  */
 static __always_inline bool came_up_bridge(struct sk_buff *skb)
 {
-	struct nf_bridge_info *nb;
 	struct skb_ext *ext;
 
 	if (!(skb->active_extensions & (1 << SKB_EXT_BRIDGE_NF)))
 		return false;
 	ext = skb->extensions;
-	nb = (void *)ext + ((u32)ext->offset[0] << 3);
-	return !BPF_CORE_READ_BITFIELD_PROBED(nb, in_prerouting);
+	return !in_prerouting((void *)ext + ((u32)ext->offset[0] << 3));
 }
 
 /*
@@ -101,26 +105,217 @@ static __always_inline bool seen_before(struct sk_buff *skb,
 	u8 pf = state->pf, hook = state->hook;
 
 	/* Without a filter it is a copy of a packet that is followed. */
-	if (!use_expr && !use_places)
+	if (!use_filter)
+		return false;
+
+	if (hook == NF_INET_LOCAL_OUT)
 		return false;
 	/* A clone (of a packet that is flooded) has passed no hook itself. */
-	if (hook == NF_INET_LOCAL_OUT || BPF_CORE_READ_BITFIELD(skb, cloned))
+	if (BPF_CORE_READ_BITFIELD(skb, cloned))
 		return false;
 	if (pf == NFPROTO_BRIDGE) {
-		if (hook == NF_INET_POST_ROUTING)
-			return !is_local(skb);
 		/*
 		 * The bridge's own PREROUTING does not run in nf_hook_slow, but for
 		 * what br_netfilter brings back from IP's.
 		 */
-		return !use_ifaces &&
-		       skb->active_extensions & (1 << SKB_EXT_BRIDGE_NF);
+		if (skb->active_extensions & (1 << SKB_EXT_BRIDGE_NF))
+			return true;
+		return hook == NF_INET_POST_ROUTING && !is_local(skb);
 	}
 	if (hook == NF_INET_PRE_ROUTING)
-		return !use_ifaces && came_up_bridge(skb);
+		return came_up_bridge(skb);
 	if (use_nat && use_detail)
 		return false;
 	return first_hook_in_use(state->net, pf, is_local(skb));
+}
+
+/* ---- flows that nobody asked for ---- */
+
+/*
+ * How long a flow is left alone, in ticks of the kernel's clock, which cost next to nothing
+ * to read: about a second with 250 of them in one (CONFIG_HZ), a quarter with 1,000.
+ */
+#define OTHER_FLOW_TICKS 256
+
+static __always_inline u64 flow_mix(u64 h, u64 v)
+{
+	/* The multiplier of Knuth's 64-bit generator (MMIX). */
+	h = (h ^ v) * 6364136223846793005ULL;
+	return h ^ h >> 29;
+}
+
+/*
+ * A hash of what a flow is known by at a hook: begun with this, mixed with the addresses,
+ * and ended with the ports as they stand in the packet. Two flows of a second that share
+ * all 64 bits are not told apart; then one of them is followed from further on.
+ */
+static __always_inline u64 flow_begin(u32 netns, u8 proto)
+{
+	return (u64)netns << 8 | proto;
+}
+
+static __always_inline u64 flow_end(u64 h, u32 ports)
+{
+	h = flow_mix(h, ports);
+	return h ^ h >> 32;
+}
+
+static __always_inline u64 flow_of_tuple(const struct pkt_tuple *t, u32 netns)
+{
+	const u64 *s = (const u64 *)t->saddr, *d = (const u64 *)t->daddr;
+	u32 ports = bpf_htons(t->sport) | (u32)bpf_htons(t->dport) << 16;
+	u64 h;
+
+	/* Of later fragments nobody knows the ports. */
+	if (t->frag_off)
+		ports = ~0;
+	h = flow_begin(netns, t->nexthdr);
+	if (t->flags & TUPLE_VLAN)
+		h ^= (u64)(t->vlan + 1) << 40;
+	if (t->ethertype == ETH_P_IP)
+		return flow_end(flow_mix(h, (u32)s[0] | d[0] << 32), ports);
+	h = flow_mix(flow_mix(h, s[0]), s[1]);
+	return flow_end(flow_mix(flow_mix(h, d[0]), d[1]), ports);
+}
+
+static __always_inline bool has_ports(u8 proto)
+{
+	return proto == IPPROTO_UDP || proto == IPPROTO_TCP ||
+	       proto == IPPROTO_SCTP;
+}
+
+/*
+ * The same hash from the packet itself, which costs less. 0: not from this one (fragments,
+ * options, VLAN tags, headers that are not in one piece).
+ */
+static __always_inline u64 flow_of_packet(struct sk_buff *skb, u32 netns, u8 pf)
+{
+	u32 nh = skb->network_header;
+	unsigned char *at = skb->head + nh;
+	struct words w;
+	u8 proto;
+	u64 h;
+
+	/* IPv4 without options, or IPv6, and the ports. */
+	if (skb->tail < nh + (pf == NFPROTO_IPV4 ? 24 : 44) || vlan_of(skb) ||
+	    !read_words(&w, at))
+		return 0;
+	if (pf == NFPROTO_IPV4) {
+		/* Version and IHL; more fragments, or an offset. */
+		if ((w.a & 0xff) != 0x45 || w.a >> 48 & bpf_htons(0x3fff))
+			return 0;
+		proto = w.b >> 8;
+		h = flow_begin(netns, proto);
+		return flow_end(flow_mix(h, w.b >> 32 | w.c << 32),
+				has_ports(proto) ? w.c >> 32 : 0);
+	}
+	proto = w.a >> 48;
+	if (pf != NFPROTO_IPV6 || proto == IPPROTO_FRAG)
+		return 0;
+	h = flow_mix(flow_mix(flow_begin(netns, proto), w.b), w.c);
+	if (!read_words(&w, at + 24))
+		return 0;
+	return flow_end(flow_mix(flow_mix(h, w.a), w.b),
+			has_ports(proto) ? w.c : 0);
+}
+
+static __always_inline struct other_flow *other_flow(u64 hash)
+{
+	u32 key = hash % OTHER_FLOWS;
+
+	return bpf_map_lookup_elem(&other_flows, &key);
+}
+
+/* Whether a flow is to be left alone. */
+static __always_inline bool is_other_flow(u64 hash)
+{
+	struct other_flow *other = other_flow(hash);
+
+	return other && other->hash == hash &&
+	       bpf_jiffies64() - other->when < OTHER_FLOW_TICKS;
+}
+
+static __always_inline void leave_alone(u64 hash)
+{
+	struct other_flow *other = other_flow(hash);
+
+	if (other) {
+		other->when = bpf_jiffies64();
+		other->hash = hash;
+	}
+}
+
+/*
+ * The packet of each CPU that was last looked at, at a namespace's first hook, and is not
+ * followed. With more CPUs those behind the last do without.
+ */
+#define PASSED_CPUS 512
+
+struct passed {
+	u64 skb;
+	u64 net; /* struct net * */
+} __attribute__((aligned(64)));
+
+struct passed passed[PASSED_CPUS] = {};
+
+static __always_inline bool is_first_hook(u8 hook)
+{
+	return hook == NF_INET_PRE_ROUTING || hook == NF_INET_LOCAL_OUT;
+}
+
+static __always_inline void let_pass(struct sk_buff *skb, struct net *net,
+				     u8 hook)
+{
+	u32 cpu = bpf_get_smp_processor_id();
+
+	if (is_first_hook(hook) && cpu < PASSED_CPUS) {
+		passed[cpu].skb = (u64)skb;
+		passed[cpu].net = (u64)net;
+	}
+}
+
+/* Whether the flow of a packet is to be left alone. */
+static __noinline bool flow_passes(struct sk_buff *skb,
+				   struct nf_hook_state *state)
+{
+	struct net *net = state->net;
+	u64 flow;
+
+	/* Two packets of a flow may differ for such a filter. */
+	if (use_detail)
+		return false;
+	if (use_ifaces &&
+	    (may_match_iface(state->in) || may_match_iface(state->out)))
+		return false;
+	flow = flow_of_packet(skb, net->ns.inum, state->pf);
+	if (!flow || !is_other_flow(flow))
+		return false;
+	let_pass(skb, net, state->hook);
+	return true;
+}
+
+/*
+ * Whether a packet is none of our business, found out as cheaply as can be, for all packets
+ * of the host come here: it has passed this namespace's first hook, or its flow is known.
+ * Nothing is followed when this is asked. false: seen_before() and match() are to look.
+ */
+static __always_inline bool passes(struct sk_buff *skb,
+				   struct nf_hook_state *state)
+{
+	u32 cpu = bpf_get_smp_processor_id();
+	u8 hook;
+
+	if (cpu < PASSED_CPUS && passed[cpu].skb == (u64)skb &&
+	    passed[cpu].net == (u64)state->net) {
+		/* At a first hook it can be a new packet at the same address. */
+		hook = state->hook;
+		if (!is_first_hook(hook))
+			return true;
+		if (hook == NF_INET_PRE_ROUTING &&
+		    (state->pf == NFPROTO_BRIDGE || came_up_bridge(skb)))
+			return true;
+	}
+	return flow_passes(skb, state);
 }
 
 enum match {
@@ -148,49 +343,18 @@ struct {
 	__type(value, struct decision);
 } decisions SEC(".maps");
 
-#define OTHER_FLOW_NS 1000000000ULL
-
-/*
- * A hash of what a flow is known by at its first hook. Two flows of a second that share
- * all 64 bits are not told apart; then one of them is followed from further on.
- */
-static __always_inline u64 flow_hash(const struct pkt_tuple *t, u32 netns)
-{
-	const u64 *s = (const u64 *)t->saddr, *d = (const u64 *)t->daddr;
-	u64 h = (u64)t->sport << 48 | (u64)t->dport << 32 |
-		(u32)t->ethertype << 8 | t->nexthdr;
-
-	/* The multiplier of Knuth's 64-bit generator (MMIX). */
-#define MIX(v) h = ((h ^ (v)) * 6364136223846793005ULL) ^ (h >> 29)
-	MIX(netns);
-	MIX(s[0]);
-	MIX(s[1]);
-	MIX(d[0]);
-	MIX(d[1]);
-#undef MIX
-	return h ^ h >> 32;
-}
-
-static __always_inline struct other_flow *other_flow(u64 hash)
-{
-	u32 key = hash % OTHER_FLOWS;
-
-	return bpf_map_lookup_elem(&other_flows, &key);
-}
-
 /*
  * Whether to follow a packet that is at a hook. One that does not match may do so
  * later: behind the next interface, in the next namespace, or when NAT has changed
  * its addresses; and then its whole path is wanted. So the first packet of a flow is
  * followed tentatively from its first hook on. If the filter never matched it,
- * packets of the same flow are left alone for a second (other_flows).
+ * packets of the same flow are left alone for a while (other_flows).
  */
 static __noinline int match(struct sk_buff *skb, struct nf_hook_state *state,
 			    struct decision *d)
 {
 	struct pkt_tuple t = {};
 	bool place, maybe, expr = true;
-	struct other_flow *other;
 
 	d->match = MATCH_NO;
 	d->flow = 0;
@@ -214,14 +378,14 @@ static __noinline int match(struct sk_buff *skb, struct nf_hook_state *state,
 		return 0;
 	}
 
-	if (!maybe || (!expr && !use_nat))
+	if (!maybe || (t.ethertype != ETH_P_IP && t.ethertype != ETH_P_IPV6))
 		return 0;
-	if (t.ethertype != ETH_P_IP && t.ethertype != ETH_P_IPV6)
+	d->flow = flow_of_tuple(&t, state->net->ns.inum);
+	if (!expr && !use_nat) {
+		leave_alone(d->flow);
 		return 0;
-	d->flow = flow_hash(&t, state->net->ns.inum);
-	other = other_flow(d->flow);
-	if (other && other->hash == d->flow &&
-	    bpf_ktime_get_ns() - other->when < OTHER_FLOW_NS)
+	}
+	if (is_other_flow(d->flow))
 		return 0;
 	d->match = MATCH_MAYBE;
 	return 0;

@@ -101,6 +101,7 @@ struct sk_buff {
 	u16 protocol;
 	u16 network_header;
 	u16 mac_header;
+	u32 tail; /* NET_SKBUFF_DATA_USES_OFFSET */
 	int skb_iif;
 	unsigned char *head;
 	unsigned char *data;

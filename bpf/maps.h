@@ -70,7 +70,7 @@ struct {
  */
 struct other_flow {
 	u64 hash;
-	u64 when; /* CLOCK_MONOTONIC, ns */
+	u64 when; /* in jiffies */
 };
 
 #define OTHER_FLOWS 16384
@@ -95,9 +95,11 @@ struct {
  * that is off costs nothing: the verifier drops its code.
  */
 const volatile u32 nr_cpus = 1;		/* possible CPUs (nr_cpu_ids) */
+const volatile bool use_filter = false; /* any of the following */
 const volatile bool use_places = false; /* any of the next three */
 const volatile bool use_netns = false;	/* filter_netns */
 const volatile bool use_ifaces = false; /* filter_ifaces */
+const volatile u64 iface_bits = 0;	/* bit index % 64 of each of them */
 const volatile bool use_addrs = false;	/* filter_addrs */
 const volatile bool use_expr = false;	/* filter_expr() is not "all" */
 const volatile bool use_nat =

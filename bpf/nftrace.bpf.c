@@ -44,21 +44,15 @@ static __always_inline void journey_forget(struct sk_buff *skb,
 					   struct journey *j)
 {
 	u64 key = (u64)skb;
-	struct other_flow *other;
 
-	if (j->flags & JOURNEY_TENTATIVE) {
-		other = other_flow(j->flow);
-		if (other) {
-			other->when = bpf_ktime_get_ns();
-			other->hash = j->flow;
-		}
-	}
+	if (j->flags & JOURNEY_TENTATIVE)
+		leave_alone(j->flow);
 	if (!bpf_map_delete_elem(&journeys, &key))
 		__sync_fetch_and_add(&live, -1);
 }
 
-static __always_inline void hook(void *ctx, struct sk_buff *skb,
-				 struct nf_hook_state *state, enum on on)
+static __noinline void hook(void *ctx, struct sk_buff *skb,
+			    struct nf_hook_state *state, enum on on)
 {
 	struct journey *j = journey_of(skb);
 	struct decision *d;
@@ -69,7 +63,8 @@ static __always_inline void hook(void *ctx, struct sk_buff *skb,
 			return;
 		hook_next(skb, j, on);
 	}
-	if (!j && (!tracing || seen_before(skb, state)))
+	if (!j &&
+	    (!tracing || seen_before(skb, state) || flow_passes(skb, state)))
 		return;
 	d = bpf_map_lookup_elem(&decisions, &key);
 	if (!d)
@@ -79,8 +74,11 @@ static __always_inline void hook(void *ctx, struct sk_buff *skb,
 	if (!j || j->flags & JOURNEY_TENTATIVE) {
 		match(skb, state, d);
 		if (!j) {
-			if (d->match == MATCH_NO)
+			if (d->match == MATCH_NO) {
+				if (!use_nat || !use_detail)
+					let_pass(skb, state->net, state->hook);
 				return;
+			}
 			j = journey_begin(skb, d);
 			if (!j)
 				return;
@@ -97,6 +95,8 @@ static __always_inline void hook(void *ctx, struct sk_buff *skb,
 SEC("fentry/nf_hook_slow")
 int BPF_PROG(hook_enter, struct sk_buff *skb, struct nf_hook_state *state)
 {
+	if (!live && passes(skb, state))
+		return 0;
 	if (!use_task_probe || in_softirq())
 		hook(ctx, skb, state, ON_HOOK);
 	return 0;
@@ -114,6 +114,8 @@ extern void bpf_preempt_enable(void) __ksym __weak;
 SEC("fentry/nf_hook_slow")
 int BPF_PROG(hook_enter_task, struct sk_buff *skb, struct nf_hook_state *state)
 {
+	if (!live && passes(skb, state))
+		return 0;
 	if (in_softirq())
 		return 0;
 	/* fc7566ad0a82 ("bpf: Introduce bpf_preempt_[disable,enable] kfuncs"), 6.10 */
@@ -125,42 +127,26 @@ int BPF_PROG(hook_enter_task, struct sk_buff *skb, struct nf_hook_state *state)
 	return 0;
 }
 
-static __always_inline void journey_end(struct sk_buff *skb, struct journey *j,
-					enum on on)
-{
-	struct rec_hdr h;
-
-	hook_over(NULL, j, on);
-	rec_begin(&h, REC_END, j, NULL);
-	journey_forget(skb, j);
-	rec_send(&h, sizeof(h));
-}
-
 /*
- * The death of a packet, in net/core/skbuff.c: whoever is done with one says so at one of
- * these two, or calls __kfree_skb, which calls skb_release_head_state.
+ * The death of a packet, in net/core/skbuff.c. It does not come here after a socket has read
+ * it; its journey has ended before (deliver).
  */
-SEC("tp_btf/consume_skb")
-int BPF_PROG(skb_consume, struct sk_buff *skb)
-{
-	struct journey *j = journey_of(skb);
-
-	if (j)
-		journey_end(skb, j, ON_CONSUME);
-	return 0;
-}
-
 SEC("fentry/skb_release_head_state")
 int BPF_PROG(skb_release, struct sk_buff *skb)
 {
 	struct journey *j = journey_of(skb);
+	struct rec_hdr h;
 
 	if (!j)
 		return 0;
-	if (j->flags & JOURNEY_MORPH)
+	if (j->flags & JOURNEY_MORPH) {
 		j->flags &= ~JOURNEY_MORPH;
-	else
-		journey_end(skb, j, ON_RELEASE);
+		return 0;
+	}
+	hook_over(NULL, j, ON_RELEASE);
+	rec_begin(&h, REC_END, j, NULL);
+	journey_forget(skb, j);
+	rec_send(&h, sizeof(h));
 	return 0;
 }
 

@@ -151,6 +151,13 @@ type NftraceOtherFlow struct {
 	When uint64
 }
 
+type NftracePassed struct {
+	_   structs.HostLayout
+	Skb uint64
+	Net uint64
+	_   [48]byte
+}
+
 type NftracePkt struct {
 	_         structs.HostLayout
 	Len       uint32
@@ -359,7 +366,6 @@ const (
 	NftraceProgNatIcmp        = "nat_icmp"
 	NftraceProgNatIcmp6       = "nat_icmp6"
 	NftraceProgSchedSwitch    = "sched_switch"
-	NftraceProgSkbConsume     = "skb_consume"
 	NftraceProgSkbDrop        = "skb_drop"
 	NftraceProgSkbMorph       = "skb_morph"
 	NftraceProgSkbRelease     = "skb_release"
@@ -367,11 +373,13 @@ const (
 	NftraceProgTableFree      = "table_free"
 	NftraceProgTableLookup    = "table_lookup"
 	NftraceVarFoundSymbols    = "found_symbols"
+	NftraceVarIfaceBits       = "iface_bits"
 	NftraceVarLastLookup      = "last_lookup"
 	NftraceVarLive            = "live"
 	NftraceVarNrCpus          = "nr_cpus"
 	NftraceVarOpenFrames      = "open_frames"
 	NftraceVarOpenTaskFrames  = "open_task_frames"
+	NftraceVarPassed          = "passed"
 	NftraceVarSelfTgid        = "self_tgid"
 	NftraceVarSnapBlocks      = "snap_blocks"
 	NftraceVarSymPcpuHot      = "sym_pcpu_hot"
@@ -393,6 +401,7 @@ const (
 	NftraceVarUseAddrs        = "use_addrs"
 	NftraceVarUseDetail       = "use_detail"
 	NftraceVarUseExpr         = "use_expr"
+	NftraceVarUseFilter       = "use_filter"
 	NftraceVarUseIfaces       = "use_ifaces"
 	NftraceVarUseMac          = "use_mac"
 	NftraceVarUseNat          = "use_nat"
@@ -459,7 +468,6 @@ type NftraceProgramSpecs struct {
 	NatIcmp       *ebpf.ProgramSpec `ebpf:"nat_icmp"`
 	NatIcmp6      *ebpf.ProgramSpec `ebpf:"nat_icmp6"`
 	SchedSwitch   *ebpf.ProgramSpec `ebpf:"sched_switch"`
-	SkbConsume    *ebpf.ProgramSpec `ebpf:"skb_consume"`
 	SkbDrop       *ebpf.ProgramSpec `ebpf:"skb_drop"`
 	SkbMorph      *ebpf.ProgramSpec `ebpf:"skb_morph"`
 	SkbRelease    *ebpf.ProgramSpec `ebpf:"skb_release"`
@@ -498,11 +506,13 @@ type NftraceMapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type NftraceVariableSpecs struct {
 	FoundSymbols    *ebpf.VariableSpec `ebpf:"found_symbols"`
+	IfaceBits       *ebpf.VariableSpec `ebpf:"iface_bits"`
 	LastLookup      *ebpf.VariableSpec `ebpf:"last_lookup"`
 	Live            *ebpf.VariableSpec `ebpf:"live"`
 	NrCpus          *ebpf.VariableSpec `ebpf:"nr_cpus"`
 	OpenFrames      *ebpf.VariableSpec `ebpf:"open_frames"`
 	OpenTaskFrames  *ebpf.VariableSpec `ebpf:"open_task_frames"`
+	Passed          *ebpf.VariableSpec `ebpf:"passed"`
 	SelfTgid        *ebpf.VariableSpec `ebpf:"self_tgid"`
 	SnapBlocks      *ebpf.VariableSpec `ebpf:"snap_blocks"`
 	SymPcpuHot      *ebpf.VariableSpec `ebpf:"sym_pcpu_hot"`
@@ -524,6 +534,7 @@ type NftraceVariableSpecs struct {
 	UseAddrs        *ebpf.VariableSpec `ebpf:"use_addrs"`
 	UseDetail       *ebpf.VariableSpec `ebpf:"use_detail"`
 	UseExpr         *ebpf.VariableSpec `ebpf:"use_expr"`
+	UseFilter       *ebpf.VariableSpec `ebpf:"use_filter"`
 	UseIfaces       *ebpf.VariableSpec `ebpf:"use_ifaces"`
 	UseMac          *ebpf.VariableSpec `ebpf:"use_mac"`
 	UseNat          *ebpf.VariableSpec `ebpf:"use_nat"`
@@ -605,11 +616,13 @@ func (m *NftraceMaps) Close() error {
 // It can be passed to LoadNftraceObjects or ebpf.CollectionSpec.LoadAndAssign.
 type NftraceVariables struct {
 	FoundSymbols    *ebpf.Variable `ebpf:"found_symbols"`
+	IfaceBits       *ebpf.Variable `ebpf:"iface_bits"`
 	LastLookup      *ebpf.Variable `ebpf:"last_lookup"`
 	Live            *ebpf.Variable `ebpf:"live"`
 	NrCpus          *ebpf.Variable `ebpf:"nr_cpus"`
 	OpenFrames      *ebpf.Variable `ebpf:"open_frames"`
 	OpenTaskFrames  *ebpf.Variable `ebpf:"open_task_frames"`
+	Passed          *ebpf.Variable `ebpf:"passed"`
 	SelfTgid        *ebpf.Variable `ebpf:"self_tgid"`
 	SnapBlocks      *ebpf.Variable `ebpf:"snap_blocks"`
 	SymPcpuHot      *ebpf.Variable `ebpf:"sym_pcpu_hot"`
@@ -631,6 +644,7 @@ type NftraceVariables struct {
 	UseAddrs        *ebpf.Variable `ebpf:"use_addrs"`
 	UseDetail       *ebpf.Variable `ebpf:"use_detail"`
 	UseExpr         *ebpf.Variable `ebpf:"use_expr"`
+	UseFilter       *ebpf.Variable `ebpf:"use_filter"`
 	UseIfaces       *ebpf.Variable `ebpf:"use_ifaces"`
 	UseMac          *ebpf.Variable `ebpf:"use_mac"`
 	UseNat          *ebpf.Variable `ebpf:"use_nat"`
@@ -659,7 +673,6 @@ type NftracePrograms struct {
 	NatIcmp       *ebpf.Program `ebpf:"nat_icmp"`
 	NatIcmp6      *ebpf.Program `ebpf:"nat_icmp6"`
 	SchedSwitch   *ebpf.Program `ebpf:"sched_switch"`
-	SkbConsume    *ebpf.Program `ebpf:"skb_consume"`
 	SkbDrop       *ebpf.Program `ebpf:"skb_drop"`
 	SkbMorph      *ebpf.Program `ebpf:"skb_morph"`
 	SkbRelease    *ebpf.Program `ebpf:"skb_release"`
@@ -683,7 +696,6 @@ func (p *NftracePrograms) Close() error {
 		p.NatIcmp,
 		p.NatIcmp6,
 		p.SchedSwitch,
-		p.SkbConsume,
 		p.SkbDrop,
 		p.SkbMorph,
 		p.SkbRelease,

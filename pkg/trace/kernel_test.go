@@ -100,6 +100,27 @@ func TestLooksAtEndpoints(t *testing.T) {
 	}
 }
 
+func TestLooksAtDetail(t *testing.T) {
+	for expr, want := range map[string]bool{
+		"tcp[tcpflags] & tcp-syn != 0": true,
+		"icmp[icmptype] = icmp-echo":   true,
+		"greater 100":                  true,
+		"ether host 02:00:00:00:00:01": true,
+		"udp port 80":                  false,
+		"icmp":                         false,
+		"vlan 5 and icmp":              false,
+		"net 2001:db8::/32":            false,
+	} {
+		e, err := filter.Parse(expr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := looksAtDetail(e.Instructions()); got != want {
+			t.Errorf("%q: %v, want %v", expr, got, want)
+		}
+	}
+}
+
 // Every program that calls the filter gets the user's.
 func TestConfigureReplacesTheFilterEverywhere(t *testing.T) {
 	spec, err := bpf.LoadNftrace()

@@ -69,7 +69,7 @@ var groups = []group{
 	{module: "nf_nat", programs: []string{bpf.NftraceProgNat, bpf.NftraceProgNatIcmp, bpf.NftraceProgNatIcmp6}},
 	{programs: []string{bpf.NftraceProgDeliverIp6}, present: hasIPv6},
 	{programs: []string{
-		bpf.NftraceProgSkbConsume, bpf.NftraceProgSkbRelease, bpf.NftraceProgSkbMorph, bpf.NftraceProgSkbDrop, bpf.NftraceProgDefragIp,
+		bpf.NftraceProgSkbRelease, bpf.NftraceProgSkbMorph, bpf.NftraceProgSkbDrop, bpf.NftraceProgDefragIp,
 		bpf.NftraceProgDevXmit, bpf.NftraceProgDeliverIp,
 		bpf.NftraceProgSoftirqExit, bpf.NftraceProgSchedSwitch,
 		bpf.NftraceProgHookEnter,
@@ -153,9 +153,11 @@ func configure(spec *ebpf.CollectionSpec, o Options) error {
 		bpf.NftraceVarNrCpus:       uint32(cpus),
 		bpf.NftraceVarSnapBlocks:   blocks,
 		bpf.NftraceVarSelfTgid:     uint32(os.Getpid()),
+		bpf.NftraceVarUseFilter:    len(o.Netns)+len(o.Ifaces)+len(o.Addrs)+len(o.Filter) > 0,
 		bpf.NftraceVarUsePlaces:    len(o.Netns)+len(o.Ifaces)+len(o.Addrs) > 0,
 		bpf.NftraceVarUseNetns:     len(o.Netns) > 0,
 		bpf.NftraceVarUseIfaces:    len(o.Ifaces) > 0,
+		bpf.NftraceVarIfaceBits:    ifaceBits(o.Ifaces),
 		bpf.NftraceVarUseAddrs:     len(o.Addrs) > 0,
 		bpf.NftraceVarUseExpr:      len(o.Filter) > 0,
 		bpf.NftraceVarUseNat:       looksAtEndpoints(o.Filter),
@@ -209,6 +211,14 @@ func makeStatic(insns asm.Instructions) {
 	}
 }
 
+// ifaceBits has a bit for each interface: index modulo 64.
+func ifaceBits(ifaces []Iface) (bits uint64) {
+	for _, i := range ifaces {
+		bits |= 1 << (i.Index % 64)
+	}
+	return bits
+}
+
 func hasSymbol(insns asm.Instructions, name string) bool {
 	return slices.ContainsFunc(insns, func(i asm.Instruction) bool { return i.Symbol() == name })
 }
@@ -227,6 +237,7 @@ func looksAtEndpoints(insns asm.Instructions) bool {
 func looksAtDetail(insns asm.Instructions) bool {
 	var t filter.Tuple
 	return loads(insns, unsafe.Offsetof(t.Len), unsafe.Sizeof(t.Len)) ||
+		looksAtMAC(insns) ||
 		loads(insns, unsafe.Offsetof(t.TCPFlags), unsafe.Sizeof(t.TCPFlags)) ||
 		loads(insns, unsafe.Offsetof(t.ICMPType), unsafe.Sizeof(t.ICMPType)) ||
 		loads(insns, unsafe.Offsetof(t.ICMPCode), unsafe.Sizeof(t.ICMPCode))

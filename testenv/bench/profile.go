@@ -142,7 +142,6 @@ var targets = []struct {
 	{"nf_nat_manip_pkt", []ebpf.AttachType{ebpf.AttachTraceFEntry}},
 	{"ip_local_deliver_finish", []ebpf.AttachType{ebpf.AttachTraceFEntry}},
 	{"net_dev_queue", []ebpf.AttachType{ebpf.AttachTraceRawTp}},
-	{"consume_skb", []ebpf.AttachType{ebpf.AttachTraceRawTp}},
 	{"softirq_exit", []ebpf.AttachType{ebpf.AttachTraceRawTp}},
 	// What it would cost to see a hook's end, too.
 	{"nf_hook_slow", []ebpf.AttachType{ebpf.AttachTraceFEntry, ebpf.AttachTraceFExit}},
