@@ -19,6 +19,10 @@ static __always_inline u16 vlan_of(struct sk_buff *skb)
 	return 0;
 }
 
+/* fc7566ad0a82 ("bpf: Introduce bpf_preempt_[disable,enable] kfuncs"), 6.10 */
+extern void bpf_preempt_disable(void) __ksym __weak;
+extern void bpf_preempt_enable(void) __ksym __weak;
+
 /*
  * a35b9af4ec2c ("bpf: Add a kfunc for generic type cast", 6.2): memory at an address is
  * loaded as a field of a kernel's struct, for a fifth of what the helper costs.

@@ -158,9 +158,10 @@ static __always_inline struct journey *journey_of(const struct sk_buff *skb)
 }
 
 static __always_inline void rec_begin(struct rec_hdr *h, u16 type,
-				      struct journey *j, struct net *net)
+				      struct journey *j, struct net *net,
+				      u64 now)
 {
-	h->ts = bpf_ktime_get_ns();
+	h->ts = now;
 	h->type = type;
 	h->cpu = bpf_get_smp_processor_id();
 	h->flags = j->flags & JOURNEY_TENTATIVE ? REC_F_TENTATIVE : 0;
@@ -170,17 +171,47 @@ static __always_inline void rec_begin(struct rec_hdr *h, u16 type,
 }
 
 /*
- * Hands a record over. The reader polls; it is woken only when the buffer is
- * filling up, because a wake-up costs more than the record.
+ * The reader polls; it is woken only when the buffer is filling up, because a wake-up costs
+ * more than the record. One record in four, the first of a journey among them, has a look.
  */
+static __always_inline u64 rec_wake(const struct rec_hdr *h)
+{
+	if (h->seq % 4 == 0 &&
+	    bpf_ringbuf_query(&records, BPF_RB_AVAIL_DATA) > wake_bytes)
+		return BPF_RB_FORCE_WAKEUP;
+	return BPF_RB_NO_WAKEUP;
+}
+
+/* Hands a record over. */
 static __always_inline void rec_send(void *rec, u64 size)
 {
-	u64 flags = BPF_RB_NO_WAKEUP;
-
-	if (bpf_ringbuf_query(&records, BPF_RB_AVAIL_DATA) > wake_bytes)
-		flags = BPF_RB_FORCE_WAKEUP;
-	if (bpf_ringbuf_output(&records, rec, size, flags))
+	if (bpf_ringbuf_output(&records, rec, size, rec_wake(rec)))
 		count_loss(LOSS_RINGBUF);
+}
+
+/* Most calls of hooks fit, which then are copied by words, not by a helper's bytes. */
+struct rec_short {
+	u64 words[(__builtin_offsetof(struct rec_hook, hits) +
+		   8 * sizeof(struct hit)) /
+		  8];
+};
+
+static __always_inline void rec_send_hook(struct rec_hook *rec, u32 nhits)
+{
+	u64 size = offsetof(struct rec_hook, hits) + nhits * sizeof(struct hit);
+	struct rec_short *to;
+
+	if (size > sizeof(*to)) {
+		rec_send(rec, size);
+		return;
+	}
+	to = bpf_ringbuf_reserve(&records, sizeof(*to), 0);
+	if (!to) {
+		count_loss(LOSS_RINGBUF);
+		return;
+	}
+	__builtin_memcpy(to, rec, sizeof(*to));
+	bpf_ringbuf_submit(to, rec_wake(&rec->hdr));
 }
 
 #endif

@@ -56,12 +56,16 @@ static __noinline void hook(void *ctx, struct sk_buff *skb,
 {
 	struct journey *j = journey_of(skb);
 	struct decision *d;
+	struct where w;
 	u32 key = on;
 
+	w.c = NULL;
 	if (open_frames) {
 		if (use_task_probe && j && same_call((u64)ctx, state, j))
 			return;
-		hook_next(skb, j, on);
+		if (!where_am_i(&w, on))
+			return;
+		hook_next(&w, skb, j);
 	}
 	if (!j &&
 	    (!tracing || seen_before(skb, state) || flow_passes(skb, state)))
@@ -88,7 +92,8 @@ static __noinline void hook(void *ctx, struct sk_buff *skb,
 			j->flags &= ~JOURNEY_TENTATIVE;
 		}
 	}
-	frame_open((u64)ctx, skb, state, j, d, on);
+	if (w.c || where_am_i(&w, on))
+		frame_open(&w, (u64)ctx, skb, state, j, d);
 }
 
 /* net/netfilter/core.c:nf_hook_slow: every packet at every hook passes here. */
@@ -108,9 +113,6 @@ int BPF_PROG(hook_enter, struct sk_buff *skb, struct nf_hook_state *state)
  * which softirqs do not run into. Where tasks preempt each other there are several copies
  * of both, of which the first one that is not skipped does the work.
  */
-extern void bpf_preempt_disable(void) __ksym __weak;
-extern void bpf_preempt_enable(void) __ksym __weak;
-
 SEC("fentry/nf_hook_slow")
 int BPF_PROG(hook_enter_task, struct sk_buff *skb, struct nf_hook_state *state)
 {
@@ -118,7 +120,6 @@ int BPF_PROG(hook_enter_task, struct sk_buff *skb, struct nf_hook_state *state)
 		return 0;
 	if (in_softirq())
 		return 0;
-	/* fc7566ad0a82 ("bpf: Introduce bpf_preempt_[disable,enable] kfuncs"), 6.10 */
 	if (tasks_preempt && bpf_preempt_disable)
 		bpf_preempt_disable();
 	hook(ctx, skb, state, ON_HOOK_TASK);
@@ -136,6 +137,7 @@ int BPF_PROG(skb_release, struct sk_buff *skb)
 {
 	struct journey *j = journey_of(skb);
 	struct rec_hdr h;
+	u64 now;
 
 	if (!j)
 		return 0;
@@ -143,8 +145,8 @@ int BPF_PROG(skb_release, struct sk_buff *skb)
 		j->flags &= ~JOURNEY_MORPH;
 		return 0;
 	}
-	hook_over(NULL, j, ON_RELEASE);
-	rec_begin(&h, REC_END, j, NULL);
+	now = hook_over(NULL, j, ON_RELEASE);
+	rec_begin(&h, REC_END, j, NULL, now);
 	journey_forget(skb, j);
 	rec_send(&h, sizeof(h));
 	return 0;
@@ -159,16 +161,17 @@ int BPF_PROG(skb_drop, struct sk_buff *skb, void *location, u32 reason)
 {
 	struct journey *j = journey_of(skb);
 	struct rec_hdr h;
+	u64 now;
 
 	if (!j)
 		return 0;
-	hook_over(untrusted(skb), j, ON_DROP);
+	now = hook_over(untrusted(skb), j, ON_DROP);
 	if (reason == bpf_core_enum_value(enum skb_drop_reason,
 					  SKB_DROP_REASON_NETFILTER_DROP)) {
-		rec_begin(&h, REC_DROP, j, NULL);
+		rec_begin(&h, REC_DROP, j, NULL, now);
 		rec_send(&h, sizeof(h));
 	}
-	rec_begin(&h, REC_END, j, NULL);
+	rec_begin(&h, REC_END, j, NULL, now);
 	journey_forget(skb, j);
 	rec_send(&h, sizeof(h));
 	return 0;
@@ -222,12 +225,12 @@ static __always_inline void record_dev(struct sk_buff *skb, struct journey *j,
 				       enum on on)
 {
 	struct rec_dev rec;
+	u64 now = hook_over(skb, j, on);
 
-	hook_over(skb, j, on);
 	if (j->flags & JOURNEY_TENTATIVE && dev && match_dev(skb, dev))
 		j->flags &= ~JOURNEY_TENTATIVE;
 	__builtin_memset(&rec, 0, sizeof(rec));
-	rec_begin(&rec.hdr, type, j, dev ? dev->nd_net.net : NULL);
+	rec_begin(&rec.hdr, type, j, dev ? dev->nd_net.net : NULL, now);
 	read_dev(&rec.dev, dev);
 	rec_send(&rec, sizeof(rec));
 }
@@ -287,10 +290,11 @@ static __always_inline int rewrite(struct sk_buff *skb, struct nf_conn *ct,
 {
 	struct journey *j = journey_of(skb);
 	struct rec_nat rec = {};
+	struct where w;
 
-	if (!j || !frame_split(skb, j, ON_NAT))
+	if (!j || !frame_split(&w, skb, j, ON_NAT))
 		return 0;
-	rec_begin(&rec.hdr, REC_NAT, j, ct->ct_net.net);
+	rec_begin(&rec.hdr, REC_NAT, j, ct->ct_net.net, w.now);
 	rec.manip = mtype;
 	rec.dir = dir;
 	rec_send(&rec, sizeof(rec));

@@ -70,10 +70,10 @@ type NftraceFrame struct {
 	Cpu    uint32
 	Recseq uint32
 	Epoch  uint32
+	Copied uint32
 	Split  uint32
 	First  uint32
 	Blocks uint32
-	Pad    uint32
 	_      [4]byte
 	Tables [6]struct {
 		_      structs.HostLayout
@@ -217,6 +217,28 @@ type NftracePlace struct {
 	Pad     uint16
 }
 
+type NftracePlan struct {
+	_       structs.HostLayout
+	Net     uint64
+	Frees   uint64
+	Head    uint64
+	Newest  uint64
+	Pf      uint32
+	Hook    uint32
+	Blocks  uint32
+	Ntables uint32
+	Tables  [6]struct {
+		_      structs.HostLayout
+		Table  uint64
+		At     uint64
+		Number uint32
+		Blocks uint32
+		Snap   uint32
+		Pad    uint32
+	}
+	Rec [6]NftraceHookTable
+}
+
 type NftraceRecDev struct {
 	_   structs.HostLayout
 	Hdr NftraceRecHdr
@@ -347,6 +369,7 @@ const (
 	NftraceMapLosses          = "losses"
 	NftraceMapOtherFlows      = "other_flows"
 	NftraceMapPercpuBase      = "percpu_base"
+	NftraceMapPlans           = "plans"
 	NftraceMapRecords         = "records"
 	NftraceMapTaskFrames      = "task_frames"
 	NftraceMapXtNow           = "xt_now"
@@ -493,6 +516,7 @@ type NftraceMapSpecs struct {
 	Losses       *ebpf.MapSpec `ebpf:"losses"`
 	OtherFlows   *ebpf.MapSpec `ebpf:"other_flows"`
 	PercpuBase   *ebpf.MapSpec `ebpf:"percpu_base"`
+	Plans        *ebpf.MapSpec `ebpf:"plans"`
 	Records      *ebpf.MapSpec `ebpf:"records"`
 	TaskFrames   *ebpf.MapSpec `ebpf:"task_frames"`
 	XtNow        *ebpf.MapSpec `ebpf:"xt_now"`
@@ -579,6 +603,7 @@ type NftraceMaps struct {
 	Losses       *ebpf.Map `ebpf:"losses"`
 	OtherFlows   *ebpf.Map `ebpf:"other_flows"`
 	PercpuBase   *ebpf.Map `ebpf:"percpu_base"`
+	Plans        *ebpf.Map `ebpf:"plans"`
 	Records      *ebpf.Map `ebpf:"records"`
 	TaskFrames   *ebpf.Map `ebpf:"task_frames"`
 	XtNow        *ebpf.Map `ebpf:"xt_now"`
@@ -602,6 +627,7 @@ func (m *NftraceMaps) Close() error {
 		m.Losses,
 		m.OtherFlows,
 		m.PercpuBase,
+		m.Plans,
 		m.Records,
 		m.TaskFrames,
 		m.XtNow,

@@ -149,7 +149,7 @@ __verified_once int same_data(const struct pkt *a, const struct pkt *b)
 	for (int i = 0; i < PKT_DATA / 4; i++) {
 		if (i != 1 && i != 2)
 			diff |= x[i] ^ y[i];
-		/* Or clang loads all of them first, to the stack. */
+		/* Else clang loads all of them first, onto the stack. */
 		asm volatile("" : "+r"(diff));
 	}
 	if (b->ethertype == ETH_P_IP)

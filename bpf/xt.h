@@ -228,10 +228,10 @@ struct frame {
 	u32 cpu;
 	u32 recseq; /* when it got the CPU */
 	u32 epoch;  /* counts stops and starts */
+	u32 copied; /* its snapshot is what the counters were at recseq */
 	u32 split;  /* number of parts that nf_nat_manip_pkt has ended */
 	u32 first;  /* the first one of its journey */
 	u32 blocks; /* used of its snapshot */
-	u32 pad;
 	struct frame_table tables[MAX_TABLES];
 	struct rec_hook rec;
 	struct hit spill[MAX_HITS]; /* so that the verifier sees rec.hits end */
@@ -290,6 +290,7 @@ u64 open_task_frames = 0;
 struct where {
 	struct cpu *c;
 	u64 task; /* whose stack; 0: a softirq's */
+	u64 now;  /* CLOCK_MONOTONIC, ns */
 	u32 cpu;
 	u32 on; /* enum on */
 };
@@ -309,6 +310,7 @@ __verified_once u64 stack_owner(void)
 static __always_inline bool where_am_i(struct where *w, enum on on)
 {
 	w->on = on;
+	w->now = bpf_ktime_get_ns();
 	w->cpu = bpf_get_smp_processor_id();
 	w->c = bpf_map_lookup_elem(&cpus, &w->cpu);
 	w->task = stack_owner();
@@ -528,10 +530,18 @@ static __noinline int frame_start(struct where *w, u32 n)
 	c = bpf_map_lookup_elem(&cursors, &w->on);
 	if (!f || !c)
 		return 0;
-	f->cpu = w->cpu;
 	epoch = f->epoch + 1;
 	f->epoch = epoch;
 	seq = recseq();
+	/* Nobody ran through the tables here since the counters were copied. */
+	if (f->copied && f->cpu == w->cpu && f->recseq == seq) {
+		*(volatile u32 *)&w->c->running = n;
+		if (recseq() != f->recseq)
+			f->rec.hdr.flags |= REC_F_TORN;
+		return 0;
+	}
+	f->copied = 0;
+	f->cpu = w->cpu;
 	if (!f->rec.ntables) {
 		f->recseq = seq;
 		w->c->running = n;
@@ -548,6 +558,7 @@ static __noinline int frame_start(struct where *w, u32 n)
 		c->bad |= REC_F_TORN;
 	if (seq & 1)
 		c->bad |= REC_F_UNCOUNTED;
+	f->copied = !c->bad;
 	f->rec.hdr.flags |= c->bad;
 	return 0;
 }
@@ -561,13 +572,15 @@ static __always_inline bool frame_look(struct where *w, struct frame *f, u32 n,
 
 	c->nhits = 0;
 	c->bad = 0;
+	now = seq;
 	/* Odd: within another's run, which does not count. */
-	if (seq != began || seq & 1)
+	if (seq != began || seq & 1) {
 		sweep(n, w->on, true);
-	now = recseq();
+		now = recseq();
+	}
 	/* A softirq that came meanwhile has done all this itself. */
 	if (f->epoch != epoch)
-		return now == f->recseq;
+		return recseq() == f->recseq;
 	if (now != seq)
 		return false;
 	/* From here on one that comes finds nothing to do. */
@@ -622,15 +635,15 @@ struct {
 } after_scratch SEC(".maps");
 
 /* Sends what became known of a frame; skb, if not NULL, is still its packet. */
-static __noinline int frame_send(struct frame *f, struct journey *j,
-				 struct sk_buff *skb, u32 on)
+static __noinline int frame_send(struct where *w, struct frame *f,
+				 struct journey *j, struct sk_buff *skb)
 {
 	struct rec_hook *rec = &f->rec;
 	u32 flags = rec->hdr.flags, netns = rec->hdr.netns;
 	struct rec_pkt *after;
 	u64 n;
 
-	rec_begin(&rec->hdr, REC_HOOK, j, NULL);
+	rec_begin(&rec->hdr, REC_HOOK, j, NULL, w->now);
 	rec->hdr.flags |= flags;
 	if (!skb)
 		rec->hdr.flags |= REC_F_UNSEEN;
@@ -651,27 +664,30 @@ static __noinline int frame_send(struct frame *f, struct journey *j,
 	n = bounded(rec->nhits, 2 * MAX_HITS - 1);
 	if (n > MAX_HITS)
 		return 0;
-	rec_send(rec, offsetof(struct rec_hook, hits) + n * sizeof(struct hit));
+	rec_send_hook(rec, n);
 	if (!skb || f->split || !n)
 		return 0;
-	after = bpf_map_lookup_elem(&after_scratch, &on);
+	after = bpf_map_lookup_elem(&after_scratch, &w->on);
 	if (!after)
 		return 0;
 	read_data(&after->pkt, skb);
 	if (same_data(&after->pkt, &rec->before))
 		return 0;
-	rec_begin(&after->hdr, REC_AFTER, j, NULL);
+	rec_begin(&after->hdr, REC_AFTER, j, NULL, w->now);
 	after->hdr.netns = netns;
 	read_pkt(&after->pkt, skb, (void *)f->net);
 	rec_send(after, sizeof(*after));
 	return 0;
 }
 
-/* Ends a frame that does not have the CPU; skb, if not NULL, is still its packet. */
-static __noinline int frame_end(struct where *w, u32 n, struct sk_buff *skb)
+/*
+ * Ends a frame that does not have the CPU; skb, if not NULL, is still its packet, and j
+ * its journey, if that is at hand.
+ */
+static __noinline int frame_end(struct where *w, u32 n, struct sk_buff *skb,
+				struct journey *j)
 {
 	struct frame *f = frame_at(n);
-	struct journey *j;
 	struct cpu *c;
 	u64 key;
 
@@ -683,10 +699,11 @@ static __noinline int frame_end(struct where *w, u32 n, struct sk_buff *skb)
 			f->rec.hdr.flags |= REC_F_TORN;
 	}
 	key = f->skb;
-	j = bpf_map_lookup_elem(&journeys, &key);
+	if (!j || j->id != f->jid)
+		j = bpf_map_lookup_elem(&journeys, &key);
 	if (j && j->id == f->jid) {
 		j->frame = 0;
-		frame_send(f, j, skb, w->on);
+		frame_send(w, f, j, skb);
 	}
 	if (f->task)
 		__sync_fetch_and_add(&open_task_frames, -1);
@@ -746,36 +763,33 @@ static __always_inline void frame_resume(struct where *w)
 
 /*
  * A followed packet appears: the hook that it was in is over, and the one from within
- * which that was called goes on. skb, if not NULL, can be looked at.
+ * which that was called goes on. skb, if not NULL, can be looked at. Returns the time.
  */
-static __always_inline void hook_over(struct sk_buff *skb, struct journey *j,
-				      enum on on)
+static __always_inline u64 hook_over(struct sk_buff *skb, struct journey *j,
+				     enum on on)
 {
 	struct where w;
 	u32 n = j->frame;
 
 	if (!n || !where_am_i(&w, on))
-		return;
+		return bpf_ktime_get_ns();
 	frame_stop(&w);
-	frame_end(&w, n, skb);
+	frame_end(&w, n, skb, j);
 	if (open_frames)
 		frame_resume(&w);
+	return w.now;
 }
 
 /*
  * A packet is about to enter a hook: the one that it was in is over, and whoever had the
  * CPU has it no more.
  */
-static __always_inline void hook_next(struct sk_buff *skb, struct journey *j,
-				      enum on on)
+static __always_inline void hook_next(struct where *w, struct sk_buff *skb,
+				      struct journey *j)
 {
-	struct where w;
-
-	if (!where_am_i(&w, on))
-		return;
-	frame_stop(&w);
+	frame_stop(w);
 	if (j && j->frame)
-		frame_end(&w, j->frame, skb);
+		frame_end(w, j->frame, skb, j);
 }
 
 /* Frames of a stack whose calls are over when something happens at sp in it. */
@@ -791,7 +805,7 @@ static long pop_one(u32 i, struct pop *p)
 	struct frame *f = frame_at(n);
 
 	if (f && f->sp && f->task == p->w->task && f->sp <= p->sp)
-		frame_end(p->w, n, NULL);
+		frame_end(p->w, n, NULL, NULL);
 	return 0;
 }
 
@@ -852,22 +866,116 @@ static long find_table(u32 i, struct find_tables *t)
 	return 0;
 }
 
-/* net/netfilter/x_tables.c: the tables of a namespace that a hook runs through. */
-static __always_inline void find_tables(struct frame *f, struct net *net,
-					u32 pf, u32 hook, u32 on)
+/*
+ * The tables of a hook as they were found there last, per CPU: tasks have one half of them
+ * and softirqs the other, so that nobody uses one while it is being made.
+ */
+struct plan {
+	u64 net;
+	u64 frees; /* xt_frees before they were looked for */
+	u64 head;  /* the namespace's list of tables: new ones come first */
+	u64 newest;
+	u32 pf, hook;
+	u32 blocks;
+	u32 ntables;
+	struct frame_table tables[MAX_TABLES];
+	struct hook_table rec[MAX_TABLES];
+};
+
+#define PLANS 64
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 2 * PLANS);
+	__type(key, u32);
+	__type(value, struct plan);
+} plans SEC(".maps");
+
+/* Hooks of one namespace never share a place. */
+static __always_inline struct plan *plan_of(struct where *w, struct frame *f)
 {
-	struct find_tables t = { .f = f, .pf = pf, .hook = hook, .on = on };
-	u64 pernet = 0;
+	/* The multiplier of Knuth's 64-bit generator (MMIX). */
+	u32 key = f->net * 6364136223846793005ULL >> 58;
+
+	/* Tasks that preempt each other would share a half. */
+	if (w->task && use_task_probe && !bpf_preempt_disable)
+		return NULL;
+	key ^= f->rec.place.hook << 1 | (f->rec.place.pf == NFPROTO_IPV6);
+	key = key % PLANS + (w->task ? PLANS : 0);
+	return bpf_map_lookup_elem(&plans, &key);
+}
+
+/* Gives a frame the tables of its hook, if no table was replaced or came since. */
+static __noinline bool plan_use(struct where *w, struct frame *f)
+{
+	struct plan *p = plan_of(w, f);
+	u64 now, diff;
+
+	if (!p || p->net != f->net || p->hook != f->rec.place.hook ||
+	    p->pf != f->rec.place.pf || p->frees != f->frees)
+		return false;
+	bpf_probe_read_kernel(&now, sizeof(now), (void *)p->head);
+	diff = now ^ p->newest;
+#pragma unroll
+	for (int i = 0; i < MAX_TABLES; i++) {
+		if (i >= p->ntables)
+			break;
+		bpf_probe_read_kernel(
+			&now, sizeof(now),
+			(void *)(p->tables[i].table +
+				 offsetof(struct xt_table_head, private)));
+		diff |= now ^ p->rec[i].private;
+	}
+	if (diff)
+		return false;
+	f->blocks = p->blocks;
+	f->rec.ntables = p->ntables;
+	__builtin_memcpy(f->tables, p->tables, sizeof(f->tables));
+	__builtin_memcpy(f->rec.tables, p->rec, sizeof(p->rec));
+	return true;
+}
+
+static __noinline int plan_make(struct where *w, struct frame *f, u64 head,
+				u64 newest)
+{
+	struct plan *p = plan_of(w, f);
+
+	/* A namespace that goes frees its tables; if it has none, nobody tells. */
+	if (!p || !f->rec.ntables || f->rec.hdr.flags & REC_F_NOTABLE)
+		return 0;
+	p->net = f->net;
+	p->frees = f->frees;
+	p->head = head;
+	p->newest = newest;
+	p->pf = f->rec.place.pf;
+	p->hook = f->rec.place.hook;
+	p->blocks = f->blocks;
+	p->ntables = f->rec.ntables;
+	__builtin_memcpy(p->tables, f->tables, sizeof(f->tables));
+	__builtin_memcpy(p->rec, f->rec.tables, sizeof(p->rec));
+	return 0;
+}
+
+/* net/netfilter/x_tables.c: the tables of a namespace that a hook runs through. */
+static __always_inline void find_tables(struct where *w, struct frame *f,
+					struct net *net, u32 pf, u32 hook)
+{
+	struct find_tables t = { .f = f, .pf = pf, .hook = hook, .on = w->on };
+	u64 pernet = 0, newest = 0;
 
 	if (!xt.on || (pf != NFPROTO_IPV4 && pf != NFPROTO_IPV6))
+		return;
+	if (plan_use(w, f))
 		return;
 	bpf_probe_read_kernel(&pernet, sizeof(pernet),
 			      (void *)net->gen + 8UL * xt.pernet_id);
 	t.head = pernet + pf * 2 * sizeof(u64);
 	if (!pernet ||
-	    bpf_probe_read_kernel(&t.node, sizeof(t.node), (void *)t.head))
+	    bpf_probe_read_kernel(&newest, sizeof(newest), (void *)t.head))
 		return;
+	t.node = newest;
 	bpf_loop(2 * MAX_TABLES, find_table, &t, 0);
+	plan_make(w, f, t.head, newest);
 }
 
 struct find_free {
@@ -888,22 +996,20 @@ static long find_free(u32 i, struct find_free *s)
 }
 
 /* A followed packet enters a hook. sp names the call. */
-static __always_inline void frame_open(u64 sp, struct sk_buff *skb,
+static __always_inline void frame_open(struct where *w, u64 sp,
+				       struct sk_buff *skb,
 				       struct nf_hook_state *state,
 				       struct journey *j,
-				       const struct decision *d, enum on on)
+				       const struct decision *d)
 {
 	struct find_free s = {};
-	struct where w;
 	struct frame *f;
 	u64 task;
 
-	if (!where_am_i(&w, on))
-		return;
 	if (open_frames)
-		frames_pop(&w, sp);
-	s.cpu = w.cpu;
-	s.next = w.c->next++;
+		frames_pop(w, sp);
+	s.cpu = w->cpu;
+	s.next = w->c->next++;
 	bpf_loop(FRAMES, find_free, &s, 0);
 	f = frame_at(s.n);
 	if (!f) {
@@ -911,60 +1017,60 @@ static __always_inline void frame_open(u64 sp, struct sk_buff *skb,
 		j->seq++; /* a hole in the path */
 		return;
 	}
-	f->task = w.task;
+	f->task = w->task;
 	f->skb = (u64)skb;
 	f->jid = j->id;
 	f->net = (u64)state->net;
 	f->frees = xt_frees;
-	f->cpu = w.cpu;
+	f->cpu = w->cpu;
+	f->copied = 0;
 	f->split = 0;
 	f->blocks = 0;
 	f->first = d->first;
 	f->rec.hdr.flags = d->flags;
 	f->rec.hdr.netns = state->net->ns.inum;
-	f->rec.entry_ts = bpf_ktime_get_ns();
+	f->rec.entry_ts = w->now;
 	f->rec.ntables = 0;
 	f->rec.nhits = 0;
 	f->rec.runs = 0;
 	read_place(&f->rec.place, skb, state);
-	find_tables(f, state->net, state->pf, state->hook, on);
+	find_tables(w, f, state->net, state->pf, state->hook);
 	if (f->first || f->rec.ntables)
 		read_pkt(&f->rec.before, skb, state->net);
 
 	f->sp = sp;
 	__sync_fetch_and_add(&open_frames, 1);
-	task = w.task;
+	task = w->task;
 	if (task) {
-		u32 pool = w.cpu * FRAMES;
+		u32 pool = w->cpu * FRAMES;
 
 		bpf_map_update_elem(&task_frames, &task, &pool, BPF_ANY);
 		__sync_fetch_and_add(&open_task_frames, 1);
 	}
 	j->frame = s.n;
-	frame_start(&w, s.n);
+	frame_start(w, s.n);
 }
 
 /*
  * nf_nat_manip_pkt is called within a hook: a part of the call ends here, as far as
  * records go. Returns whether the packet is known to be in a hook.
  */
-static __always_inline bool frame_split(struct sk_buff *skb, struct journey *j,
-					enum on on)
+static __always_inline bool frame_split(struct where *w, struct sk_buff *skb,
+					struct journey *j, enum on on)
 {
 	u32 n = j->frame;
 	struct frame *f = frame_at(n);
-	struct where w;
 
-	if (!f || f->jid != j->id || !where_am_i(&w, on))
+	if (!f || f->jid != j->id || !where_am_i(w, on))
 		return false;
-	frame_stop(&w);
-	frame_send(f, j, skb, on);
+	frame_stop(w);
+	frame_send(w, f, j, skb);
 	f->split++;
 	f->first = 0;
 	f->rec.hdr.flags &= REC_F_NOTABLE;
 	f->rec.nhits = 0;
 	f->rec.runs = 0;
-	frame_start(&w, n);
+	frame_start(w, n);
 	return true;
 }
 
