@@ -259,6 +259,55 @@ func TestIPTablesComesLater(t *testing.T) {
 	p.summary()
 }
 
+// The probes keep what tables a hook has: a packet must meet those that there are when it
+// comes, however they changed since the last one.
+func TestRulesetChanges(t *testing.T) {
+	needNftrace(t)
+	up(t, "lo")
+	shell := func(line string) {
+		t.Helper()
+		if err := topo.Shell(t.Context(), "h", line); err != nil {
+			t.Fatal(err)
+		}
+	}
+	shell("iptables-legacy -A OUTPUT -p icmp -j ACCEPT")
+	p := attached(t, "h", nil, "--format", "trace", "icmp[icmptype] == 8")
+	met := regexp.MustCompile(`TRACE: (\w+:OUTPUT:\w+:\d+) .* LEN=(\d+) `)
+	for i, step := range []struct {
+		change string
+		want   []string
+	}{
+		{":", []string{"filter:OUTPUT:rule:1"}},
+		{":", []string{"filter:OUTPUT:rule:1"}},
+		{"iptables-legacy -I OUTPUT -p tcp -j ACCEPT", []string{"filter:OUTPUT:rule:2"}},
+		{"iptables-legacy -t raw -A OUTPUT -p icmp -j ACCEPT", []string{"raw:OUTPUT:rule:1", "filter:OUTPUT:rule:2"}},
+		{"iptables-legacy -t raw -F", []string{"raw:OUTPUT:policy:1", "filter:OUTPUT:rule:2"}},
+		{"modprobe -r iptable_raw", []string{"filter:OUTPUT:rule:2"}},
+		{"iptables-legacy -t raw -A OUTPUT -p icmp -j ACCEPT", []string{"raw:OUTPUT:rule:1", "filter:OUTPUT:rule:2"}},
+		{"iptables-legacy -Z", []string{"raw:OUTPUT:rule:1", "filter:OUTPUT:rule:2"}},
+	} {
+		size := 100 + i
+		shell(step.change)
+		shell(fmt.Sprintf("ping -q -c 1 -W 5 -s %d 127.0.0.1", size))
+		var got []string
+		eventually(t, fmt.Sprintf("packet %d", i), func() bool {
+			got = nil
+			for _, m := range met.FindAllStringSubmatch(p.stdout.String(), -1) {
+				if m[2] == strconv.Itoa(size+28) {
+					got = append(got, m[1])
+				}
+			}
+			return len(got) >= len(step.want)
+		})
+		if !slices.Equal(got, step.want) {
+			t.Errorf("packet %d, after %q, met %q, want %q", i, step.change, got, step.want)
+		}
+	}
+	p.signal(syscall.SIGINT)
+	p.want(0)
+	p.summary()
+}
+
 func TestBadInput(t *testing.T) {
 	needNftrace(t)
 	up(t, "lo")
