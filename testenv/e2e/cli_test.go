@@ -165,10 +165,27 @@ func (p *process) summary() int {
 		p.t.Fatalf("%s: the last line is no summary: %s", p.cmd, p.stderr.String())
 	}
 	if m[3] != "0" || m[5] != "0" {
-		p.t.Errorf("%s: %s", p.cmd, m[0])
+		p.t.Errorf("%s: %s\n%s", p.cmd, m[0], p.unresolved())
 	}
 	n, _ := strconv.Atoi(m[1])
 	return n
+}
+
+// unresolved returns those lines of the output, be it JSON or text, that tell of a table why
+// its rules are not known.
+func (p *process) unresolved() string {
+	out := p.stdout.String()
+	if i := slices.Index(p.cmd.Args, "-o"); i >= 0 {
+		out = read(p.t, p.cmd.Args[i+1])
+	}
+	var lines []string
+	for line := range strings.Lines(out) {
+		if strings.Contains(line, `"unresolved":"`) && strings.Count(line, `"unresolved":"`) != strings.Count(line, `"unresolved":""`) ||
+			strings.Contains(line, "unresolved:") {
+			lines = append(lines, line)
+		}
+	}
+	return strings.Join(lines, "")
 }
 
 // objects reads the JSON lines; the last may be cut off if that is allowed.
