@@ -195,7 +195,8 @@ static __noinline struct xt_tab *tab_make(u64 info, u32 pf, u32 on)
 		if (w.bad)
 			return NULL;
 	}
-	bpf_map_update_elem(&xt_tables, &info, tab, BPF_ANY);
+	/* Not instead of what a softirq made known meanwhile: there is one generation. */
+	bpf_map_update_elem(&xt_tables, &info, tab, BPF_NOEXIST);
 	return bpf_map_lookup_elem(&xt_tables, &info);
 }
 
