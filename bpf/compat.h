@@ -39,7 +39,7 @@ static __always_inline bool in_prerouting(struct nf_bridge_info *nb)
 	return BPF_CORE_READ_BITFIELD_PROBED(nb, in_prerouting);
 }
 
-/* Three words of memory, as any struct of the kernel has them that is read through. */
+/* Three words of memory, loaded through a struct of the kernel's that is three words. */
 struct words {
 	u64 a, b, c;
 };
@@ -132,11 +132,9 @@ static __always_inline bool in_softirq(void)
 /*
  * 3f00c5239344 ("bpf: Allow trusted pointers to be passed to KF_TRUSTED_ARGS kfuncs",
  * 6.2): a tracepoint's arguments are trusted, and for each pointer that is read through
- * one the verifier searches all type information of the kernel, four times. Through this
- * one (a35b9af4ec2c, "bpf: Add a kfunc for generic type cast", 6.2) it does not.
+ * one the verifier searches all type information of the kernel, four times. Through one that
+ * was cast it does not.
  */
-extern void *bpf_rdonly_cast(const void *obj, u32 btf_id) __ksym __weak;
-
 static __always_inline struct sk_buff *untrusted(struct sk_buff *skb)
 {
 	if (!bpf_rdonly_cast)

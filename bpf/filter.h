@@ -107,7 +107,6 @@ static __always_inline bool seen_before(struct sk_buff *skb,
 	/* Without a filter it is a copy of a packet that is followed. */
 	if (!use_filter)
 		return false;
-
 	if (hook == NF_INET_LOCAL_OUT)
 		return false;
 	/* A clone (of a packet that is flooded) has passed no hook itself. */
