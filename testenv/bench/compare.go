@@ -143,13 +143,14 @@ func (b *bench) measure(ctx context.Context, v variant) (c cost, err error) {
 	if err != nil {
 		return c, err
 	}
-	// A first count fills nftrace's own caches.
-	warm := b.o.few
-	err = b.flow.send(warm)
+	// A first count fills nftrace's own caches, and gives it the memory that it keeps.
 	many, finish := b.o.many, func() error { return nil }
+	warm := b.o.few
 	if v.traced {
 		many, finish = b.o.traced, t.written
+		warm = many
 	}
+	err = b.flow.send(warm)
 	sent := 0
 	if err == nil {
 		err = t.written()
