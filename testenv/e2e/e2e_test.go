@@ -369,3 +369,14 @@ func TestCheckPathsFindsPlantedErrors(t *testing.T) {
 		}
 	}
 }
+
+// See testenv/vm.go: with cmpxchg16b the emulator makes up what an interrupt comes back to.
+func TestNoCmpxchg16b(t *testing.T) {
+	cpu, err := os.ReadFile("/proc/cpuinfo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if bytes.Contains(cpu, []byte("TCG")) && slices.Contains(strings.Fields(string(cpu)), "cx16") {
+		t.Error("the guest's kernel uses cmpxchg16b, whose emulation is broken")
+	}
+}
