@@ -67,20 +67,26 @@ struct {
 	__type(value, u64);
 } percpu_base SEC(".maps");
 
-/* The address of a per-CPU variable's copy on this CPU. */
-static __always_inline void *this_cpu(u64 off)
+/* What is to be added to the offset of a per-CPU variable on this CPU; 0: unknown. */
+__verified_once u64 cpu_base(void)
 {
 	u32 zero = 0, cpu;
 	u64 *base = bpf_map_lookup_elem(&percpu_base, &zero);
 
 	if (!base)
-		return NULL;
+		return 0;
 	if (!*base) {
 		cpu = bpf_get_smp_processor_id();
 		bpf_probe_read_kernel(base, sizeof(*base),
 				      (void *)(sym_per_cpu_offset + 8UL * cpu));
 	}
-	return (void *)(*base + off);
+	return *base;
+}
+
+/* The address of a per-CPU variable's copy on this CPU. */
+static __always_inline void *this_cpu(u64 off)
+{
+	return (void *)(cpu_base() + off);
 }
 
 /*

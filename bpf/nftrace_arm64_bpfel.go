@@ -60,22 +60,22 @@ type NftraceDev struct {
 }
 
 type NftraceFrame struct {
-	_      structs.HostLayout
-	Sp     uint64
-	Task   uint64
-	Skb    uint64
-	Jid    uint64
-	Net    uint64
-	Frees  uint64
-	Cpu    uint32
-	Recseq uint32
-	Epoch  uint32
-	Copied uint32
-	Split  uint32
-	First  uint32
-	Blocks uint32
-	_      [4]byte
-	Tables [6]struct {
+	_       structs.HostLayout
+	Sp      uint64
+	Task    uint64
+	Skb     uint64
+	Jid     uint64
+	Net     uint64
+	Frees   uint64
+	Cpu     uint32
+	Recseq  uint32
+	Epoch   uint32
+	Copied  uint32
+	Split   uint32
+	Morphed uint32
+	First   uint32
+	Blocks  uint32
+	Tables  [6]struct {
 		_      structs.HostLayout
 		Table  uint64
 		At     uint64

@@ -78,8 +78,6 @@ enum on {
 	ON_DELIVER,
 	ON_DELIVER6,
 	ON_NAT,
-	ON_DROP,
-	ON_MORPH,
 	ON_RELEASE,
 	ON_SOFTIRQ,
 	ON_SWITCH,
@@ -227,12 +225,13 @@ struct frame {
 	u64 net;   /* struct net * */
 	u64 frees; /* xt_frees when it opened */
 	u32 cpu;
-	u32 recseq; /* when it got the CPU */
-	u32 epoch;  /* counts stops and starts */
-	u32 copied; /* its snapshot is what the counters were at recseq */
-	u32 split;  /* number of parts that nf_nat_manip_pkt has ended */
-	u32 first;  /* the first one of its journey */
-	u32 blocks; /* used of its snapshot */
+	u32 recseq;  /* when it got the CPU */
+	u32 epoch;   /* counts stops and starts */
+	u32 copied;  /* its snapshot is what the counters were at recseq */
+	u32 split;   /* number of parts that nf_nat_manip_pkt has ended */
+	u32 morphed; /* its packet is another one now than the tables saw */
+	u32 first;   /* the first one of its journey */
+	u32 blocks;  /* used of its snapshot */
 	struct frame_table tables[MAX_TABLES];
 	struct rec_hook rec;
 	struct hit spill[MAX_HITS]; /* so that the verifier sees rec.hits end */
@@ -644,6 +643,10 @@ static __noinline int frame_send(struct where *w, struct frame *f,
 	struct rec_pkt *after;
 	u64 n;
 
+	if (f->morphed) {
+		f->morphed = 0;
+		skb = NULL;
+	}
 	rec_begin(&rec->hdr, REC_HOOK, j, NULL, w->now);
 	rec->hdr.flags |= flags;
 	if (!skb)
@@ -1026,6 +1029,7 @@ static __always_inline void frame_open(struct where *w, u64 sp,
 	f->cpu = w->cpu;
 	f->copied = 0;
 	f->split = 0;
+	f->morphed = 0;
 	f->blocks = 0;
 	f->first = d->first;
 	f->rec.hdr.flags = d->flags;
