@@ -23,8 +23,6 @@ struct journey {
 
 #define JOURNEY_MORPH	  0x1 /* the next release of the head is no death */
 #define JOURNEY_TENTATIVE 0x2 /* the filter has not matched yet, but may */
-#define JOURNEY_FREED	  0x4 /* by kfree_skb */
-#define JOURNEY_DROPPED	  0x8 /* and by nf_hook_slow */
 
 /* The packets that are followed, by the address of their sk_buff. */
 struct {

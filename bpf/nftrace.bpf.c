@@ -129,33 +129,13 @@ int BPF_PROG(hook_enter_task, struct sk_buff *skb, struct nf_hook_state *state)
 }
 
 /*
- * net/core/skbuff.c: what comes next is the release. nf_hook_slow itself drops a packet
- * that a hook's verdict condemns. 5.10 gives no reason.
- */
-SEC("tp_btf/kfree_skb")
-int BPF_PROG(skb_drop, struct sk_buff *skb, void *location, u32 reason)
-{
-	struct journey *j = journey_of(skb);
-
-	if (!j)
-		return 0;
-	j->flags |= JOURNEY_FREED;
-	if (reason == bpf_core_enum_value(enum skb_drop_reason,
-					  SKB_DROP_REASON_NETFILTER_DROP))
-		j->flags |= JOURNEY_DROPPED;
-	return 0;
-}
-
-/*
  * The death of a packet, in net/core/skbuff.c. It does not come here after a socket has read
- * it; its journey has ended before (deliver). One that is consumed within a hook (a
- * fragment) need not be any more what the tables saw.
+ * it; its journey has ended before (deliver).
  */
 SEC("fentry/skb_release_head_state")
 int BPF_PROG(skb_release, struct sk_buff *skb)
 {
 	struct journey *j = journey_of(skb);
-	struct sk_buff *seen = NULL;
 	struct rec_hdr h;
 	u64 now;
 
@@ -165,13 +145,30 @@ int BPF_PROG(skb_release, struct sk_buff *skb)
 		j->flags &= ~JOURNEY_MORPH;
 		return 0;
 	}
-	if (j->flags & JOURNEY_FREED) {
-		seen = skb;
-		/* Else clang masks the pointer, which the verifier forbids. */
-		asm volatile("" : "+r"(seen));
-	}
-	now = hook_over(seen, j, ON_RELEASE);
-	if (j->flags & JOURNEY_DROPPED) {
+	now = hook_over(NULL, j, ON_RELEASE);
+	rec_begin(&h, REC_END, j, NULL, now);
+	journey_forget(skb, j);
+	rec_send(&h, sizeof(h));
+	return 0;
+}
+
+/*
+ * nf_hook_slow itself drops a packet that a hook's verdict condemns. 5.10 gives no
+ * reason. The journey ends here, and not only at the release that comes next: the kernel
+ * may skip one of the two, but hardly both.
+ */
+SEC("tp_btf/kfree_skb")
+int BPF_PROG(skb_drop, struct sk_buff *skb, void *location, u32 reason)
+{
+	struct journey *j = journey_of(skb);
+	struct rec_hdr h;
+	u64 now;
+
+	if (!j)
+		return 0;
+	now = hook_over(untrusted(skb), j, ON_DROP);
+	if (reason == bpf_core_enum_value(enum skb_drop_reason,
+					  SKB_DROP_REASON_NETFILTER_DROP)) {
 		rec_begin(&h, REC_DROP, j, NULL, now);
 		rec_send(&h, sizeof(h));
 	}
