@@ -137,6 +137,7 @@ type recorder struct {
 	source  byte   // of its address
 	tracked bool   // by conntrack
 	behind  bool   // the next part lies behind a rewrite
+	pkt     func(p *bpf.NftracePkt)
 	records [][]byte
 }
 
@@ -167,6 +168,9 @@ func (r *recorder) packet() bpf.NftracePkt {
 		0x45, 0, 0, 84, 0xec, 0x28, 0x40, 0, 64 - r.hops, 17, 0x60, 0x80, 10, 17, r.source, 3, 10, 211, 55, 1,
 		0xe5, 0x57, 0x12, 0x67, 0, 64, 0xee, 0x41,
 	})
+	if r.pkt != nil {
+		r.pkt(&p)
+	}
 	return p
 }
 

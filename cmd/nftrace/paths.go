@@ -18,7 +18,15 @@ type knownPath struct {
 	rules    []events.Rule // without the packets
 	modifies bool          // one of them may have changed the packet
 	plain    bool          // none of them changed its addresses
+	looked   bool          // rules were held against its addresses
 	key      string        // in pathCache
+}
+
+// taken fills in a run that took the path.
+func (k *knownPath) taken(s *events.Step) {
+	s.Verdict = k.verdict
+	s.Table.Hotdrop = k.Hotdrop
+	s.Table.Rules = k.rules
 }
 
 // pathCache keeps the paths through one ruleset: packets of one flow take the same

@@ -191,23 +191,24 @@ func (r *resolver) readTexts(rs *ruleset) []string {
 func (r *resolver) journey(j *events.Journey) {
 	conclude := false
 	netns, name := uint32(0), ""
-	for i := 0; i < len(j.Steps); {
-		s := &j.Steps[i]
+	steps := j.Steps
+	for i := 0; i < len(steps); {
+		s := &steps[i]
 		if s.Netns != netns {
 			netns, name = s.Netns, r.netns(s.Netns)
 		}
 		s.NetnsName = name
 		i++
-		if s.Kind != events.StepTable {
+		if s.Table == nil {
 			continue
 		}
-		first := i - 1
-		for i < len(j.Steps) && j.Steps[i].Table != nil && j.Steps[i].Table.Part == s.Table.Part {
-			j.Steps[i].NetnsName = s.NetnsName
+		first, part := i-1, s.Table.Part
+		for i < len(steps) && steps[i].Table != nil && steps[i].Table.Part == part {
+			steps[i].NetnsName = name
 			i++
 		}
-		r.part(j.Steps[first:i])
-		conclude = conclude || s.Table.Part.Verdict != events.NFAccept
+		r.part(part, steps[first:i])
+		conclude = conclude || part.Verdict != events.NFAccept
 	}
 	if conclude {
 		j.Conclude()
@@ -237,7 +238,34 @@ func (r *resolver) netns(inum uint32) string {
 }
 
 // part resolves the runs of tables in one part of a hook's call.
-func (r *resolver) part(steps []events.Step) {
+func (r *resolver) part(part *events.Part, steps []events.Step) {
+	pattern := part.Pattern
+	if pattern == nil {
+		r.work(steps)
+		packetsOf(r.runs)
+		return
+	}
+	all, _ := pattern.Known.(*knownParts)
+	if all == nil {
+		all = &knownParts{}
+		pattern.Known = all
+	}
+	known := all.find(part)
+	switch {
+	case known == nil:
+		r.work(steps)
+		packetsOf(r.runs)
+		all.keep(part, r.runs)
+	case known.modifies || part.Before.Data == nil:
+		r.runs = known.again(r.runs[:0], steps)
+		packetsOf(r.runs)
+	default:
+		known.unmodified(part, steps)
+	}
+}
+
+// work works out the runs of a part.
+func (r *resolver) work(steps []events.Step) {
 	r.runs = r.runs[:0]
 	plain := true // the packet's addresses are those that it came with
 	for i := range steps {
@@ -258,7 +286,6 @@ func (r *resolver) part(steps []events.Step) {
 		}
 		r.runs = append(r.runs, run)
 	}
-	packetsOf(r.runs)
 }
 
 // leavesAddrs tells whether the packet's addresses are behind the table what they were.
@@ -300,41 +327,42 @@ func (r *resolver) path(s *events.Step, rs *ruleset, plain bool) *knownPath {
 	known := rs.paths.get(s.Hook, r.key)
 	if known == nil || !bytesFit(t) {
 		same := leavesAddrs(rs.table, t.Hits)
-		path, verdict, err := walk(rs.table, s, plain && same)
+		path, verdict, looked, err := walk(rs.table, s, plain && same)
 		if err != nil {
 			t.Unresolved = err.Error()
 			s.Verdict = verdict
 			return nil
 		}
 		known = r.known(rs, s, path, verdict)
-		known.plain = same
+		known.plain, known.looked = same, looked
 		rs.paths.put(r.key, known)
 	}
-	s.Verdict = known.verdict
-	t.Hotdrop = known.Hotdrop
-	t.Rules = append(t.Rules[:0], known.rules...)
+	known.taken(s)
 	return known
 }
 
 // walk finds the only path that explains the run's hits, and the table's verdict. With
 // an error the verdict is what is known of it. plain tells whether rules can be held
-// against the packet's addresses.
-func walk(table *symbolize.Table, s *events.Step, plain bool) (*symbolize.Path, int, error) {
+// against the packet's addresses; looked, whether any was.
+func walk(table *symbolize.Table, s *events.Step, plain bool) (path *symbolize.Path, verdict int, looked bool, err error) {
 	t := s.Table
 	if !bytesFit(t) {
-		return nil, s.Verdict, errors.New("byte and packet counters do not fit one packet")
+		return nil, s.Verdict, false, errors.New("byte and packet counters do not fit one packet")
 	}
 	in := make([]symbolize.Hit, len(t.Hits))
 	for i, h := range t.Hits {
 		if h.Index >= len(table.Entries) {
-			return nil, s.Verdict, fmt.Errorf("the table has %d entries, the counters more", len(table.Entries))
+			return nil, s.Verdict, false, fmt.Errorf("the table has %d entries, the counters more", len(table.Entries))
 		}
 		in[i] = symbolize.Hit{Index: h.Index, Packets: h.Packets, Bytes: h.Bytes}
 	}
 	var accept func(int) bool
 	if plain {
 		if info, ok := packetInfo(s); ok {
-			accept = func(i int) bool { return table.Plausible(i, info) }
+			accept = func(i int) bool {
+				looked = looked || table.LooksAtPacket(i)
+				return table.Plausible(i, info)
+			}
 		}
 	}
 	var hotdrop *symbolize.Path
@@ -343,7 +371,7 @@ func walk(table *symbolize.Table, s *events.Step, plain bool) (*symbolize.Path, 
 		path, err := table.Walk(int(s.Hook), in, verdict, accept)
 		switch {
 		case errors.Is(err, symbolize.ErrAmbiguous):
-			return nil, verdict, err
+			return nil, verdict, looked, err
 		case err != nil:
 			if cause == nil {
 				cause = err
@@ -352,13 +380,13 @@ func walk(table *symbolize.Table, s *events.Step, plain bool) (*symbolize.Path, 
 			// Only if no rule gave another verdict.
 			hotdrop = path
 		default:
-			return path, verdictOf(table, path, s, verdict), nil
+			return path, verdictOf(table, path, s, verdict), looked, nil
 		}
 	}
 	if hotdrop != nil {
-		return hotdrop, events.NFDrop, nil
+		return hotdrop, events.NFDrop, looked, nil
 	}
-	return nil, s.Verdict, cause
+	return nil, s.Verdict, looked, cause
 }
 
 // verdicts are those that the table can have returned, as far as the packet's next
@@ -400,8 +428,8 @@ func verdictOf(table *symbolize.Table, path *symbolize.Path, s *events.Step, ver
 
 // bytesFit reports that the byte counters grew by this packet and no other.
 func bytesFit(t *events.TableRun) bool {
-	before, after := &t.Part.Before, &t.Part.After
-	if after.Data == nil || before.Len != after.Len {
+	before, after := &t.Part.Before, t.Part.After
+	if after == nil || before.Len != after.Len {
 		return true // targets may have made it longer
 	}
 	for i := range t.Hits {
@@ -493,34 +521,40 @@ type chain struct {
 func (c *chain) table(run *tableRun) {
 	t := run.step.Table
 	// Conntrack comes to know the packet between tables.
-	ct, reply := t.Before.CT, t.Before.CTReply
-	t.Before = *c.now
-	t.Before.CT, t.Before.CTReply = ct, reply
-	c.now = &t.Before
-	if run.path == nil {
+	t.SetBefore(c.now, t.Before.CT, t.Before.CTReply)
+	c.now = t.Before
+	switch {
+	case run.path == nil:
 		if run.opaque() {
 			c.lost = true
 			c.change("table "+t.Name, 0, nil, false)
 		}
-	} else {
+	case run.path.modifies:
 		for i := range t.Rules {
-			if c.unsure == "" {
-				t.Rules[i].Pkt = c.now
-			} else {
-				t.Rules[i].PktUnsure = c.unsure
-			}
-			if !run.path.modifies {
-				continue
-			}
+			c.meet(t, i)
 			if e := run.entry(i); e.Modifies() {
 				mark, data, ok := run.table.Apply(e.Index, c.now.Mark, c.now.Data)
 				c.change(e.Target, mark, data, ok)
 			}
 		}
+	case len(t.Rules) > 0:
+		c.meet(t, 0)
 	}
 	if c.unsure == "" && run.step.Verdict == events.NFAccept && run.path != nil {
-		t.After = *c.now
+		t.After = c.now
 	}
+}
+
+// meet notes that the rules from one on meet the packet as it is now.
+func (c *chain) meet(t *events.TableRun, from int) {
+	met := events.Met{From: from, Pkt: c.now}
+	if c.unsure != "" {
+		met.Pkt, met.Unsure = nil, c.unsure
+	}
+	if n := len(t.Met); n > 0 && t.Met[n-1].Pkt == met.Pkt && t.Met[n-1].Unsure == met.Unsure {
+		return
+	}
+	t.Met = append(t.Met, met)
 }
 
 // change is what somebody makes of the packet; ok is clear where that is not known.
@@ -540,16 +574,20 @@ func (c *chain) change(who string, mark uint32, data []byte, ok bool) {
 		c.now = &next
 	}
 	if c.unsure != "" && c.changers == 0 && !c.lost {
-		if next := behind(c.now, &c.part.After); next != nil {
+		if next := behind(c.now, c.part.After); next != nil {
 			c.now, c.unsure = next, ""
 		}
 	}
 }
 
 // behind is the packet p behind the last target that changed it, from how it was when
-// it was next seen; nil if it was another packet by then (a fragment, in a tunnel).
+// it was next seen; nil if it was not, or was another packet by
+// then (a fragment, in a tunnel).
 // Routing, which comes between, changes devices and the TTL (hop limit): those are p's.
 func behind(p, after *events.Packet) *events.Packet {
+	if after == nil {
+		return nil
+	}
 	a, b := after.Data, p.Data
 	hops, same := 0, false
 	switch p.Family {

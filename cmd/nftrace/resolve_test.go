@@ -35,20 +35,20 @@ type packetRule struct {
 // not is a packet that is not known.
 func not(why string) packetRule { return packetRule{unsure: why} }
 
-func checkPackets(t *testing.T, rules []events.Rule, want []packetRule) {
+func checkPackets(t *testing.T, run *events.TableRun, want []packetRule) {
 	t.Helper()
 	for i, w := range want {
-		r := &rules[i]
+		pkt, unsure := run.Packet(i)
 		if w.unsure != "" {
-			if r.Pkt != nil || !strings.Contains(r.PktUnsure, w.unsure) {
-				t.Errorf("rule %d: %+v, %q, want unsure because of %s", i+1, r.Pkt, r.PktUnsure, w.unsure)
+			if pkt != nil || !strings.Contains(unsure, w.unsure) {
+				t.Errorf("rule %d: %+v, %q, want unsure because of %s", i+1, pkt, unsure, w.unsure)
 			}
 			continue
 		}
-		if r.Pkt == nil || r.PktUnsure != "" {
-			t.Errorf("rule %d: %+v, %q", i+1, r.Pkt, r.PktUnsure)
-		} else if r.Pkt.Mark != w.mark || r.Pkt.Data[8] != w.ttl {
-			t.Errorf("rule %d: mark %#x ttl %d, want %#x %d", i+1, r.Pkt.Mark, r.Pkt.Data[8], w.mark, w.ttl)
+		if pkt == nil || unsure != "" {
+			t.Errorf("rule %d: %+v, %q", i+1, pkt, unsure)
+		} else if pkt.Mark != w.mark || pkt.Data[8] != w.ttl {
+			t.Errorf("rule %d: mark %#x ttl %d, want %#x %d", i+1, pkt.Mark, pkt.Data[8], w.mark, w.ttl)
 		}
 	}
 }
@@ -56,8 +56,8 @@ func checkPackets(t *testing.T, rules []events.Rule, want []packetRule) {
 // runOf is a run through rules and the policy behind them; nil rules: unresolved.
 func runOf(t *testing.T, name string, part *events.Part, verdict int, rules []rule) tableRun {
 	t.Helper()
-	step := &events.Step{Kind: events.StepTable, Hook: events.HookLocalIn, Verdict: verdict,
-		Table: &events.TableRun{Name: name, Part: part, Before: part.Before}}
+	step := &events.Step{Place: &events.Place{Hook: events.HookLocalIn}, Kind: events.StepTable, Verdict: verdict,
+		Table: &events.TableRun{Name: name, Part: part, Before: &part.Before}}
 	if rules == nil {
 		step.Table.Unresolved = "for some reason"
 		return tableRun{step: step}
@@ -114,16 +114,15 @@ func TestPacketsOf(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			part := &events.Part{Before: *pkt(0, 64), Verdict: tt.verdict}
-			if tt.after != nil {
-				part.After = *tt.after
-			}
+			part.After = tt.after
 			run := runOf(t, "filter", part, tt.verdict, tt.rules)
 			packetsOf([]tableRun{run})
 			table := run.step.Table
-			checkPackets(t, table.Rules, tt.want)
-			if left := table.After.Data != nil; left != tt.left {
+			checkPackets(t, table, tt.want)
+			last, _ := table.Packet(len(table.Rules) - 1)
+			if left := table.After != nil; left != tt.left {
 				t.Errorf("behind the table: %+v", table.After)
-			} else if last := table.Rules[len(table.Rules)-1].Pkt; left && (table.After.Mark != last.Mark || !bytes.Equal(table.After.Data, last.Data)) {
+			} else if left && (table.After.Mark != last.Mark || !bytes.Equal(table.After.Data, last.Data)) {
 				t.Errorf("behind the table: %+v, at its last rule %+v", table.After, last)
 			}
 			if part.Before.Mark != 0 || part.Before.Data[8] != 64 || tt.after != nil && part.After.Data[8] != tt.after.Data[8] {
@@ -172,22 +171,20 @@ func TestPacketsOfPart(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			part := &events.Part{Before: *pkt(0, 64), AfterNAT: tt.afterNAT, Verdict: events.NFAccept}
-			if tt.after != nil {
-				part.After = *tt.after
-			}
+			part.After = tt.after
 			runs := []tableRun{
 				runOf(t, "mangle", part, events.NFAccept, tt.mangle),
 				runOf(t, "filter", part, events.NFAccept, tt.filter),
 			}
-			runs[1].step.Table.Before.CT = "NEW"
-			packetsOf(runs)
-			checkPackets(t, runs[0].step.Table.Rules, tt.first)
 			filter := runs[1].step.Table
-			checkPackets(t, filter.Rules, tt.second)
+			filter.SetBefore(filter.Before, "NEW", false)
+			packetsOf(runs)
+			checkPackets(t, runs[0].step.Table, tt.first)
+			checkPackets(t, filter, tt.second)
 			if filter.Before.CT != "NEW" || filter.Before.Mark != uint32(tt.before) {
 				t.Errorf("before the second: %+v, want NEW and mark %d", filter.Before, tt.before)
 			}
-			if known := filter.After.Data != nil; known != (tt.behind >= 0) || known && filter.After.Mark != uint32(tt.behind) {
+			if known := filter.After != nil; known != (tt.behind >= 0) || known && filter.After.Mark != uint32(tt.behind) {
 				t.Errorf("behind the second: %+v, want mark %d", filter.After, tt.behind)
 			}
 		})
@@ -196,7 +193,7 @@ func TestPacketsOfPart(t *testing.T) {
 	part := &events.Part{AfterNAT: true, Verdict: events.NFDrop}
 	run := runOf(t, "filter", part, events.NFDrop, []rule{mark(1, 1), {target: "DROP"}})
 	packetsOf([]tableRun{run})
-	checkPackets(t, run.step.Table.Rules, keep(not("not seen")))
+	checkPackets(t, run.step.Table, keep(not("not seen")))
 }
 
 // A table that cannot be resolved leaves the packet alone if none of the rules that
@@ -264,12 +261,13 @@ func pkt(mark uint32, hops byte) *events.Packet {
 
 // aRun is a run of the table in a packet's only part.
 func aRun(hs []events.Hit) *events.Step {
-	part := &events.Part{Before: events.Packet{Len: 84, Data: []byte{}}, After: events.Packet{Len: 84, Data: []byte{}}, Verdict: events.NFAccept}
+	part := &events.Part{Before: events.Packet{Len: 84, Data: []byte{}}, After: &events.Packet{Len: 84, Data: []byte{}}, Verdict: events.NFAccept}
 	return &events.Step{
-		Kind: events.StepTable, CPU: 1, PF: events.PFIPv4, Hook: events.HookLocalIn, Verdict: events.NFAccept,
+		Place: &events.Place{Netns: 77, PF: events.PFIPv4, Hook: events.HookLocalIn},
+		Kind:  events.StepTable, CPU: 1, Verdict: events.NFAccept,
 		Table: &events.TableRun{
 			Name: "filter", ID: events.TableID{Private: 0xabc, Gen: 3}, Hits: hs,
-			Before: part.Before, Part: part,
+			Before: &part.Before, Part: part,
 		},
 	}
 }
@@ -289,17 +287,17 @@ func TestWalkChecksCounters(t *testing.T) {
 		{[]events.Hit{{Index: 1, Packets: 1, Bytes: 85}}, "do not fit one packet"},
 		{hits(99, 1), "entries, the counters more"},
 	} {
-		_, _, err := walk(table, aRun(tt.hits), true)
+		_, _, _, err := walk(table, aRun(tt.hits), true)
 		if tt.want == "" && err != nil || tt.want != "" && (err == nil || !strings.Contains(err.Error(), tt.want)) {
 			t.Errorf("%v: %v, want %q", tt.hits, err, tt.want)
 		}
 	}
 	// The table's own targets may have made it longer; of a packet that is gone nobody knows.
 	longer := []events.Hit{{Index: 1, Packets: 1, Bytes: 100}}
-	for _, after := range []events.Packet{{Len: 100, Data: []byte{}}, {}, {Len: 84}} {
+	for _, after := range []*events.Packet{{Len: 100, Data: []byte{}}, nil} {
 		step := aRun(longer)
 		step.Table.Part.After = after
-		if _, _, err := walk(table, step, true); err != nil {
+		if _, _, _, err := walk(table, step, true); err != nil {
 			t.Errorf("%+v: %v", after, err)
 		}
 	}
@@ -343,7 +341,7 @@ func TestWalkVerdict(t *testing.T) {
 			table := inputTable(t, []rule{tt.rule}, nil)
 			step := aRun(tt.hits)
 			step.Verdict, step.Table.Part.Verdict = tt.step, tt.part
-			path, verdict, err := walk(table, step, true)
+			path, verdict, _, err := walk(table, step, true)
 			if (err != nil) != tt.err || verdict != tt.want {
 				t.Fatalf("verdict %d, %v, want %d", verdict, err, tt.want)
 			}
@@ -387,15 +385,14 @@ func journeyOf(verdict int, part *events.Part, hs ...[]events.Hit) *events.Journ
 	part.Verdict = verdict
 	for i, h := range hs {
 		s := aRun(h)
-		s.Netns = 77
-		s.Table.Part, s.Table.Before = part, part.Before
+		s.Table.Part, s.Table.Before = part, &part.Before
 		s.Table.ID = events.TableID{Private: 1, Gen: uint64(i + 1)}
 		if verdict != events.NFAccept && i == len(hs)-1 {
 			s.Verdict = events.VerdictUnknown
 		}
 		j.Steps = append(j.Steps, *s)
 	}
-	j.Steps = append(j.Steps, events.Step{Kind: events.StepHook, PF: events.PFIPv4, Hook: events.HookLocalIn, Netns: 77, Verdict: verdict})
+	j.Steps = append(j.Steps, events.Step{Place: aRun(nil).Place, Kind: events.StepHook, Verdict: verdict})
 	j.Conclude()
 	return j
 }
@@ -440,7 +437,7 @@ func TestResolveJourney(t *testing.T) {
 					}
 					continue
 				}
-				if r := j.Steps[1].Table.Rules; len(r) != 1 || r[0].Pkt == nil || r[0].Pkt.Mark != 7 || j.Steps[1].Table.Before.Mark != 7 {
+				if pkt, _ := j.Steps[1].Table.Packet(0); len(j.Steps[1].Table.Rules) != 1 || pkt == nil || pkt.Mark != 7 || j.Steps[1].Table.Before.Mark != 7 {
 					t.Errorf("table filter: %+v, want the mark of table mangle", j.Steps[1].Table)
 				}
 				for i := range j.Steps {

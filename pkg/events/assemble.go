@@ -17,9 +17,9 @@ const usualSteps = 20
 
 // Assembler groups records into journeys. Its fields may be set before the first Add.
 type Assembler struct {
-	// OnRun, if set, is told of each run of a table as soon as its record is read:
-	// which table it was and where, no more is known then. The step is valid during the
-	// call only.
+	// OnRun, if set, is told of a run of a table as soon as its record is read, unless it
+	// was told of one of the same pattern: which table it was and where, no more is known
+	// then. The step is valid during the call only.
 	OnRun func(*Step)
 
 	open map[uint64]*draft // by journey
@@ -31,15 +31,14 @@ type Assembler struct {
 	done  []*Journey
 	given []*draft
 	spare []*draft
-	runs  []*TableRun
-	parts []*Part
-	nats  []*NAT
 
-	names   map[ifaceKey]string
-	devices [256]knownDevice
-	tables  []knownTable
-	now     time.Duration // of the newest record
-	stats   Stats
+	names    map[ifaceKey]string
+	devices  [256]knownDevice
+	named    int // how many times a device got a name
+	renamed  int // how many times it had another one before
+	patterns [1 << patternBits]*Pattern
+	now      time.Duration // of the newest record
+	stats    Stats
 }
 
 // Stats counts what an Assembler has seen.
@@ -61,7 +60,10 @@ type draft struct {
 	nextSeq uint32
 	gap     bool // records are missing before the newest one
 	call    call
-	parts   []*Part // all packets of the journey are in them
+	parts   pool[Part] // all packets of the journey are in them
+	runs    pool[TableRun]
+	nats    pool[NAT]
+	named   int     // Assembler.named when the journey began
 	seen    *Packet // as it was seen last; nil: records are missing since
 	// matched is set once the filter matched: the probes follow packets on
 	// suspicion, and not all of them are wanted.
@@ -74,29 +76,21 @@ type draft struct {
 // how it ended.
 type call struct {
 	open bool
-	hook Step // its StepHook
+	// Of its newest record:
+	time    time.Duration
+	cpu     int
+	pattern *Pattern
 	// natted is set where nf_nat_manip_pkt was called behind the part, as nat says; the
 	// next record is the next part.
 	natted bool
 	nat    bpf.NftraceRecNat
 
 	// Of its last part:
-	ended  bool
-	part   *Part // nil: no tables
-	first  int   // its first table in Steps
-	runs   int   // of tables, as the kernel counted them; -1: it could not
-	unseen bool  // what became of the packet is known only if REC_AFTER comes
-	listed []listed
-	seen   *Packet // nil: not known
-}
-
-// listed is a table that a hook can run through.
-type listed struct {
-	name string
-	id   TableID
-	rank uint8  // in the order in which the kernel runs them
-	at   uint8  // in the record
-	hits uint16 // of its rules
+	ended bool
+	part  *Part   // nil: no tables
+	size  int     // of the packet, as the bytes of the tables' hits have it
+	first int     // its first table in Steps
+	seen  *Packet // nil: not known
 }
 
 // NewAssembler returns an empty Assembler.
@@ -184,10 +178,10 @@ func (a *Assembler) finish(d *draft) {
 	a.close(d)
 	a.stats.Packets++
 	a.stats.Lost += d.j.Lost
-	for i := range d.j.Steps {
-		// Of this device only the index is recorded; its name may have come later.
-		if s := &d.j.Steps[i]; s.PhysIn.Index != 0 {
-			s.PhysIn.Name = a.deviceName(s.Netns, s.PhysIn.Index)
+	if d.named != a.named {
+		// Of a bridge port only the index is recorded; its name may have come later.
+		for i := range d.j.Steps {
+			a.name(d.j.Steps[i].Place)
 		}
 	}
 	d.j.Conclude()
@@ -197,38 +191,37 @@ func (a *Assembler) finish(d *draft) {
 // reuse makes room for new drafts of those that the last call gave away.
 func (a *Assembler) reuse() {
 	for _, d := range a.given {
-		for i := range d.j.Steps {
-			s := &d.j.Steps[i]
-			if s.Table != nil {
-				a.runs = append(a.runs, s.Table)
-			}
-			if s.NAT != nil {
-				a.nats = append(a.nats, s.NAT)
-			}
-		}
-		a.parts = append(a.parts, d.parts...)
-		*d = draft{j: Journey{Steps: d.j.Steps[:0]}, parts: d.parts[:0], call: call{listed: d.call.listed[:0]}}
+		d.parts.used, d.runs.used, d.nats.used = 0, 0, 0
+		*d = draft{j: Journey{Steps: d.j.Steps[:0]}, parts: d.parts, runs: d.runs, nats: d.nats}
 	}
 	a.spare = append(a.spare, a.given...)
 	a.given, a.done = a.given[:0], a.done[:0]
 }
 
 func (a *Assembler) newDraft() *draft {
-	if d := pop(&a.spare); d != nil {
-		return d
+	n := len(a.spare)
+	if n == 0 {
+		return &draft{j: Journey{Steps: make([]Step, 0, usualSteps)}}
 	}
-	return &draft{j: Journey{Steps: make([]Step, 0, usualSteps)}}
+	d := a.spare[n-1]
+	a.spare = a.spare[:n-1]
+	return d
 }
 
-// pop takes the last of a list, or returns nil if there is none.
-func pop[T any](list *[]*T) *T {
-	n := len(*list)
-	if n == 0 {
-		return nil
+// pool has what was made for one journey and is used again for the next.
+type pool[T any] struct {
+	all  []*T
+	used int
+}
+
+// take returns one that nobody uses.
+func (p *pool[T]) take() *T {
+	if p.used == len(p.all) {
+		p.all = append(p.all, new(T))
 	}
-	last := (*list)[n-1]
-	*list = (*list)[:n-1]
-	return last
+	t := p.all[p.used]
+	p.used++
+	return t
 }
 
 // draft returns the draft that a record belongs to.
@@ -240,7 +233,7 @@ func (a *Assembler) draft(h *bpf.NftraceRecHdr) *draft {
 		if h.Seq != 0 || bpf.NftraceRecType(h.Type) != bpf.NftraceRecTypeREC_HOOK {
 			d.j.HalfSeen = "the record of its beginning was lost"
 		}
-		d.j.Start = ns(h.Ts)
+		d.j.Start, d.named = ns(h.Ts), a.named
 		a.open[h.Jid] = d
 	}
 	a.last = d
@@ -282,10 +275,11 @@ func (a *Assembler) record(h *bpf.NftraceRecHdr, raw []byte) error {
 		}
 		// Else it is of a part that was lost.
 		if p := d.call.part; p != nil && !d.call.ended && !d.gap {
-			p.after = r.Pkt
-			readPacket(&p.After, &p.after)
-			d.see(&p.After)
-			d.tracked(&p.After)
+			p.rawAfter = r.Pkt
+			readPacket(&p.after, &p.rawAfter)
+			p.After = &p.after
+			d.see(p.After)
+			d.tracked(p.After)
 		}
 	case bpf.NftraceRecTypeREC_NAT:
 		r, err := recNAT(raw)
@@ -330,12 +324,6 @@ func (d *draft) addStep() *Step {
 	return &d.j.Steps[n]
 }
 
-// begin makes s a step of which no more is known than a record's header.
-func (s *Step) begin(kind StepKind, h *bpf.NftraceRecHdr) {
-	*s = Step{}
-	s.Kind, s.Time, s.CPU, s.Netns = kind, ns(h.Ts), int(h.Cpu), h.Netns
-}
-
 // passed adds a step that is no more than a device.
 func (a *Assembler) passed(d *draft, kind StepKind, h *bpf.NftraceRecHdr, raw []byte) error {
 	r, err := recDev(raw)
@@ -343,46 +331,42 @@ func (a *Assembler) passed(d *draft, kind StepKind, h *bpf.NftraceRecHdr, raw []
 		return err
 	}
 	a.endCall(d, NFAccept)
+	k := a.known(h.Netns, &r.Dev)
 	s := d.addStep()
-	s.begin(kind, h)
+	*s = Step{Place: k.out, Kind: kind, Time: ns(h.Ts), CPU: int(h.Cpu)}
 	if kind == StepDeliver {
-		a.device(&s.In, h.Netns, &r.Dev)
+		s.Place = k.in
 		a.end(d, s.Time)
-	} else {
-		a.device(&s.Out, h.Netns, &r.Dev)
 	}
 	return nil
 }
 
-// place fills in where a step was that is empty but for the header.
-func (a *Assembler) place(s *Step, p *bpf.NftracePlace) {
-	s.PF, s.Hook = p.Pf, p.Hook
-	a.device(&s.In, s.Netns, &p.In)
-	a.device(&s.Out, s.Netns, &p.Out)
-	a.device(&s.PhysOut, s.Netns, &p.Physout)
-	s.PhysIn.Index = int(p.Physin)
-}
-
 // hook takes a call of a hook or a part of one.
 func (a *Assembler) hook(d *draft, h *bpf.NftraceRecHdr, raw []byte) error {
-	r, hasBefore, hasTables, err := recHook(raw)
+	r, hits, hasBefore, hasTables, err := recHook(raw)
 	if err != nil {
 		return err
 	}
 	c := &d.call
+	pattern, kept, err := a.pattern(r, raw, hits)
+	if err != nil {
+		return err
+	}
 	behind := c.open && c.natted && !d.gap
 	// It may be gone before anybody could look at it behind the rewrite.
 	hasBefore = hasBefore && (!behind || r.Before.Cap > 0)
 	var p *Part
 	if hasBefore || hasTables {
-		p = a.newPart(d)
-		p.AfterNAT = behind
-	}
-	if hasBefore {
-		p.before = r.Before
-		readPacket(&p.Before, &p.before)
-		if d.j.First.Data == nil {
-			d.j.First = p.Before
+		p = d.parts.take()
+		p.After, p.AfterNAT, p.Verdict, p.Pattern = nil, behind, VerdictUnknown, nil
+		if hasBefore {
+			p.rawBefore = r.Before
+			readPacket(&p.Before, &p.rawBefore)
+			if d.j.First.Data == nil {
+				d.j.First = p.Before
+			}
+		} else {
+			p.Before = Packet{}
 		}
 	}
 	if h.Seq == 0 {
@@ -401,27 +385,21 @@ func (a *Assembler) hook(d *draft, h *bpf.NftraceRecHdr, raw []byte) error {
 	if hasBefore {
 		d.see(&p.Before)
 	}
-	c.hook.begin(StepHook, h)
-	c.hook.Verdict = VerdictUnknown
-	a.place(&c.hook, &r.Place)
-	c.open, c.natted, c.ended, c.part = true, false, false, nil
-	c.first, c.listed, c.seen = len(d.j.Steps), c.listed[:0], d.seen
+	a.name(&pattern.place)
+	c.open, c.natted, c.ended, c.pattern, c.part = true, false, false, pattern, nil
+	c.time, c.cpu = ns(h.Ts), int(h.Cpu)
+	c.first, c.seen = len(d.j.Steps), d.seen
 	if hasTables {
-		c.part = p
-		a.tablesOf(d, r)
+		c.part, c.size = p, pattern.size
+		if kept {
+			c.size = int(r.Before.Len)
+			if hasBefore {
+				p.Pattern = pattern
+			}
+		}
+		a.tablesOf(d)
 	}
 	return nil
-}
-
-func (a *Assembler) newPart(d *draft) *Part {
-	p := pop(&a.parts)
-	if p == nil {
-		p = &Part{}
-	}
-	// What it has slices of need not be cleared.
-	p.Before, p.After, p.AfterNAT, p.Verdict = Packet{}, Packet{}, false, VerdictUnknown
-	d.parts = append(d.parts, p)
-	return p
 }
 
 // see takes note of the packet as it was seen last.
@@ -431,12 +409,12 @@ func (d *draft) see(p *Packet) { d.seen, d.j.seen = p, p }
 // the packet behind it: conntrack comes to know it between table raw and the others.
 func (d *draft) tracked(p *Packet) {
 	c := &d.call
-	if c.part == nil || c.hook.Hook != HookPreRouting && c.hook.Hook != HookLocalOut {
+	if c.part == nil || !rewritesDst(c.pattern.place.Hook) {
 		return
 	}
 	for i := c.first; i < len(d.j.Steps); i++ {
 		if t := d.j.Steps[i].Table; t != nil && t.Name != "raw" {
-			t.Before.CT, t.Before.CTReply = p.CT, p.CTReply
+			t.SetBefore(t.Before, p.CT, p.CTReply)
 		}
 	}
 }
@@ -453,11 +431,10 @@ func (a *Assembler) nat(d *draft, after *Packet) {
 	if !fits(&n) || n.Before == n.After {
 		return
 	}
+	h := &c.nat.Hdr
 	s := d.addStep()
-	s.begin(StepNAT, &c.nat.Hdr)
-	if s.NAT = pop(&a.nats); s.NAT == nil {
-		s.NAT = &NAT{}
-	}
+	*s = Step{Place: a.known(h.Netns, &bpf.NftraceDev{}).in, Kind: StepNAT, Time: ns(h.Ts), CPU: int(h.Cpu)}
+	s.NAT = d.nats.take()
 	*s.NAT = n
 }
 
@@ -472,6 +449,9 @@ func fits(n *NAT) bool {
 	}
 	return n.Before.Src.Addr() == n.After.Src.Addr()
 }
+
+// rewritesDst tells whether NAT rewrites destinations at a hook, not sources.
+func rewritesDst(hook uint8) bool { return hook == HookPreRouting || hook == HookLocalOut }
 
 // rank orders tables as the kernel runs them at a hook (enum nf_ip_hook_priorities);
 // early is set where destinations are rewritten, not sources.
@@ -495,60 +475,25 @@ func rank(table string, early bool) uint8 {
 }
 
 // tablesOf adds the tables of a part, as far as they are known before its end is.
-func (a *Assembler) tablesOf(d *draft, r *bpf.NftraceRecHook) {
-	c := &d.call
-	early := 0
-	if c.hook.Hook == HookPreRouting || c.hook.Hook == HookLocalOut {
-		early = 1
+func (a *Assembler) tablesOf(d *draft) {
+	p := d.call.pattern
+	for _, i := range p.ran {
+		a.run(d, &p.listed[i], !p.told)
 	}
-	hits := r.Hits[:r.Nhits]
-	var of [len(r.Tables)]uint16 // hits of each table
-	for i := range hits {
-		of[hits[i].Table]++
-	}
-	for i := range r.Tables[:r.Ntables] {
-		t := &r.Tables[i]
-		k := a.table(&t.Name)
-		l := listed{name: k.name, id: TableID{Private: t.Private, Gen: t.Gen}, rank: k.ranks[early], at: uint8(i), hits: of[i]}
-		c.listed = append(c.listed, l)
-		for n := i; n > 0 && c.listed[n-1].rank > l.rank; n-- {
-			c.listed[n], c.listed[n-1] = c.listed[n-1], l
-		}
-	}
-	why := unresolved(r.Hdr.Flags)
-	c.unseen = r.Hdr.Flags&uint32(bpf.NftraceRecFlagREC_F_UNSEEN) != 0
-	if c.runs = int(r.Runs); why != "" || r.Hdr.Flags&uint32(bpf.NftraceRecFlagREC_F_UNCOUNTED) != 0 {
-		c.runs = -1
-	}
-	for i := range c.listed {
-		l := &c.listed[i]
-		if l.hits > 0 || why != "" && l.name != "nat" {
-			t := a.run(d, l)
-			t.Unresolved = why
-			t.Hits = hitsOf(t.Hits, l, hits)
-		}
-	}
+	p.told = true
 }
 
-// hitsOf adds a table's hits to what is empty, sorted and those of one entry added up.
-func hitsOf(to []Hit, l *listed, hits []bpf.NftraceHit) []Hit {
-	to = slices.Grow(to, int(l.hits))
-	sorted := true
-	for i := range hits {
-		h := &hits[i]
-		if h.Table != uint16(l.at) {
-			continue
+// hitsOf returns the hits of the i-th table, sorted and those of one entry added up.
+func hitsOf(hits []bpf.NftraceHit, i int) []Hit {
+	var of []Hit
+	for _, h := range hits {
+		if int(h.Table) == i {
+			of = append(of, Hit{Index: int(h.Index), Packets: uint64(h.Packets), Bytes: h.Bytes})
 		}
-		n := len(to)
-		sorted = sorted && (n == 0 || to[n-1].Index < int(h.Index))
-		to = append(to, Hit{Index: int(h.Index), Packets: uint64(h.Packets), Bytes: h.Bytes})
 	}
-	if sorted {
-		return to
-	}
-	slices.SortFunc(to, func(x, y Hit) int { return cmp.Compare(x.Index, y.Index) })
-	out := to[:0]
-	for _, h := range to {
+	slices.SortFunc(of, func(x, y Hit) int { return cmp.Compare(x.Index, y.Index) })
+	out := of[:0]
+	for _, h := range of {
 		if n := len(out); n > 0 && out[n-1].Index == h.Index {
 			out[n-1].Packets += h.Packets
 			out[n-1].Bytes += h.Bytes
@@ -559,24 +504,26 @@ func hitsOf(to []Hit, l *listed, hits []bpf.NftraceHit) []Hit {
 	return out
 }
 
-// run adds a run of a table in the last part of the open call.
-func (a *Assembler) run(d *draft, l *listed) *TableRun {
+// run adds a run of a table in the last part of the open call; tell is whether OnRun is
+// to know.
+func (a *Assembler) run(d *draft, l *listed, tell bool) {
 	c := &d.call
-	t := pop(&a.runs)
-	if t == nil {
-		t = &TableRun{}
+	t := d.runs.take()
+	t.Name, t.ID, t.Hits, t.Part = l.name, l.id, l.hits, c.part
+	t.Before, t.After = &c.part.Before, nil
+	t.Rules, t.Met, t.Unresolved, t.Hotdrop = nil, t.Met[:0], c.pattern.unresolved, ""
+	if c.size != c.pattern.size {
+		t.hits = append(t.hits[:0], l.hits...)
+		for i := range t.hits {
+			t.hits[i].Bytes = t.hits[i].Packets * uint64(c.size)
+		}
+		t.Hits = t.hits
 	}
-	hits, rules := t.Hits[:0], t.Rules[:0]
-	*t = TableRun{}
-	t.Name, t.ID, t.Hits, t.Rules = l.name, l.id, hits, rules
-	t.Part, t.Before = c.part, c.part.Before
 	s := d.addStep()
-	*s = c.hook
-	s.Kind, s.Table = StepTable, t
-	if a.OnRun != nil {
+	*s = Step{Place: &c.pattern.place, Kind: StepTable, Time: c.time, CPU: c.cpu, Verdict: VerdictUnknown, Table: t}
+	if tell && a.OnRun != nil {
 		a.OnRun(s)
 	}
-	return t
 }
 
 // unusable are the causes why the counters of a part cannot be used at all.
@@ -612,24 +559,30 @@ func (a *Assembler) endPart(d *draft, verdict int) {
 	}
 	c.ended = true
 	c.part.Verdict = verdict
-	if verdict == NFAccept && c.part.After.Data == nil && !d.gap && !c.unseen {
-		c.part.After = c.part.Before
+	if verdict == NFAccept && c.part.After == nil && !d.gap && !c.pattern.unseen {
+		c.part.After = &c.part.Before
 	}
 	a.countRuns(d, verdict)
-	// All tables but the last accepted it, and if it went on, the last one too.
-	last, known := true, true
-	for i := len(d.j.Steps) - 1; i >= c.first; i-- {
-		known = known && d.j.Steps[i].Table.Unresolved == ""
-	}
-	for i := len(d.j.Steps) - 1; i >= c.first; i-- {
-		s := &d.j.Steps[i]
-		switch {
-		case verdict == NFAccept || known && !last:
-			s.Verdict = NFAccept
-		case known && len(s.Table.Hits) == 0:
-			s.Verdict = NFDrop
+	steps := d.j.Steps[c.first:]
+	if verdict == NFAccept {
+		for i := range steps {
+			steps[i].Verdict = NFAccept
 		}
-		last = false
+		return
+	}
+	for i := range steps {
+		if steps[i].Table.Unresolved != "" {
+			return
+		}
+	}
+	// All tables but the last accepted it.
+	for i := range steps {
+		switch {
+		case i < len(steps)-1:
+			steps[i].Verdict = NFAccept
+		case len(steps[i].Table.Hits) == 0:
+			steps[i].Verdict = NFDrop
+		}
 	}
 }
 
@@ -637,23 +590,25 @@ func (a *Assembler) endPart(d *draft, verdict int) {
 func (a *Assembler) countRuns(d *draft, verdict int) {
 	c := &d.call
 	with := len(d.j.Steps) - c.first
-	if c.runs < 0 || c.runs == with {
+	runs, list := c.pattern.runs, c.pattern.listed
+	if runs < 0 || runs == with {
 		return
 	}
-	next := -1 // the table behind the last one with hits
-	for i := len(c.listed) - 1; i >= 0 && c.listed[i].hits == 0; i-- {
-		if c.listed[i].name != "nat" {
+	c.part.Pattern = nil // of which this does not follow
+	next := -1           // the table behind the last one with hits
+	for i := len(list) - 1; i >= 0 && len(list[i].hits) == 0; i-- {
+		if list[i].name != "nat" {
 			next = i
 		}
 	}
-	if verdict == NFDrop && c.runs == with+1 && next >= 0 {
+	if verdict == NFDrop && runs == with+1 && next >= 0 {
 		// A match dropped the packet before any rule of this table counted it.
-		a.run(d, &c.listed[next])
+		a.run(d, &list[next], true)
 		return
 	}
 	const why = "other packets ran through the tables unseen"
 	if with == 0 && next >= 0 {
-		a.run(d, &c.listed[next])
+		a.run(d, &list[next], true)
 	}
 	for i := c.first; i < len(d.j.Steps); i++ {
 		d.j.Steps[i].Table.Unresolved = why
@@ -667,8 +622,7 @@ func (a *Assembler) endCall(d *draft, verdict int) {
 		return
 	}
 	a.endPart(d, verdict)
-	c.hook.Verdict = verdict
-	*d.addStep() = c.hook
+	*d.addStep() = Step{Place: &c.pattern.place, Kind: StepHook, Time: c.time, CPU: c.cpu, Verdict: verdict}
 	c.open = false
 }
 

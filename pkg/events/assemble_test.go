@@ -59,6 +59,13 @@ func clone(js []*Journey) []*Journey {
 		p.Data, p.MAC = slices.Clone(p.Data), slices.Clone(p.MAC)
 		return p
 	}
+	pointed := func(p *Packet) *Packet {
+		if p == nil {
+			return nil
+		}
+		q := packet(*p)
+		return &q
+	}
 	var out []*Journey
 	for _, j := range js {
 		kept := *j
@@ -66,6 +73,8 @@ func clone(js []*Journey) []*Journey {
 		parts := map[*Part]*Part{}
 		for i := range kept.Steps {
 			s := &kept.Steps[i]
+			place := *s.Place
+			s.Place = &place
 			if s.NAT != nil {
 				n := *s.NAT
 				s.NAT = &n
@@ -74,10 +83,10 @@ func clone(js []*Journey) []*Journey {
 				continue
 			}
 			t := *s.Table
-			t.Hits, t.Before = slices.Clone(t.Hits), packet(t.Before)
+			t.Hits, t.Before = slices.Clone(t.Hits), pointed(t.Before)
 			if parts[t.Part] == nil {
 				p := *t.Part
-				p.Before, p.After = packet(p.Before), packet(p.After)
+				p.Before, p.After = packet(p.Before), pointed(p.After)
 				parts[t.Part] = &p
 			}
 			t.Part = parts[t.Part]
@@ -115,6 +124,8 @@ type part struct {
 	tables []string
 	runs   int // -1: as many as tables with hits
 	hits   []bpf.NftraceHit
+	in     bpf.NftraceDev // none: eth0
+	gen    uint64         // more than the tables' generations are otherwise
 }
 
 func hit(table, index, packets int) bpf.NftraceHit {
@@ -130,6 +141,9 @@ func (s *script) part(p part) {
 		r.Place.Pf = p.pf
 	}
 	r.Place.In = dev(3, "eth0")
+	if p.in.Ifindex != 0 {
+		r.Place.In = p.in
+	}
 	size := unsafe.Offsetof(r.Before)
 	if p.before != nil {
 		r.Before = *p.before
@@ -149,7 +163,7 @@ func (s *script) part(p part) {
 		}
 		for i, name := range p.tables {
 			t := &r.Tables[i]
-			t.Private, t.Gen = 0xabc0+uint64(i), 1+uint64(i)
+			t.Private, t.Gen = 0xabc0+uint64(i), 1+uint64(i)+p.gen
 			copy(bytesOf(&t.Name, unsafe.Sizeof(t.Name)), name)
 		}
 		copy(r.Hits[:], p.hits)
@@ -331,8 +345,8 @@ func TestConclude(t *testing.T) {
 		{NFQueue, NFAccept, Outcome{Kind: OutFreed, Step: -1, Rule: -1}}, // it came back
 	} {
 		j := Journey{ended: true, Steps: []Step{
-			{Kind: StepTable, PF: PFIPv4, Verdict: tt.table, Table: &TableRun{}},
-			{Kind: StepHook, PF: PFIPv4, Verdict: tt.hook},
+			{Place: &Place{PF: PFIPv4}, Kind: StepTable, Verdict: tt.table, Table: &TableRun{}},
+			{Place: &Place{PF: PFIPv4}, Kind: StepHook, Verdict: tt.hook},
 		}}
 		j.Conclude()
 		if j.Outcome != tt.want {
@@ -395,7 +409,7 @@ func TestHoles(t *testing.T) {
 		if h := j.Steps[1]; h.Kind != StepHook || h.Verdict != tt.verdict {
 			t.Errorf("%s: %+v", tt.name, h)
 		}
-		if p := j.Steps[0].Table.Part; p.After.Data != nil {
+		if p := j.Steps[0].Table.Part; p.After != nil {
 			t.Errorf("%s: a packet is known behind the hook, though a record is missing", tt.name)
 		}
 		if j.Outcome.Kind != tt.outcome || j.Outcome.Step != -1 {
@@ -762,8 +776,8 @@ func TestAfter(t *testing.T) {
 		}
 		tt.next(s)
 		s.end(0)
-		p := &s.journey().Steps[0].Table.Part.After
-		if known := p.Data != nil; known != (tt.want >= 0) || known && p.Mark != uint32(tt.want) {
+		p := s.journey().Steps[0].Table.Part.After
+		if known := p != nil; known != (tt.want >= 0) || known && p.Mark != uint32(tt.want) {
 			t.Errorf("%s: %+v, want mark %d", tt.name, p, tt.want)
 		}
 	}
@@ -772,7 +786,7 @@ func TestAfter(t *testing.T) {
 	s.part(part{hook: HookForward, flags: bpf.NftraceRecFlagREC_F_UNSEEN, tables: []string{"filter"}, runs: -1, hits: []bpf.NftraceHit{hit(0, 4, 1)}})
 	s.xmit()
 	s.end(0)
-	if p := &s.journey().Steps[0].Table.Part.After; p.Data != nil {
+	if p := s.journey().Steps[0].Table.Part.After; p != nil {
 		t.Errorf("it was not seen behind the hook: %+v", p)
 	}
 	// Of a hook that was lost.
@@ -781,7 +795,7 @@ func TestAfter(t *testing.T) {
 	s.seq++
 	s.after(marked)
 	s.end(0)
-	if p := &s.journey().Steps[0].Table.Part.After; p.Data != nil {
+	if p := s.journey().Steps[0].Table.Part.After; p != nil {
 		t.Errorf("the packet behind another hook was taken: %+v", p)
 	}
 }
@@ -889,7 +903,7 @@ func TestReuse(t *testing.T) {
 	parts := []*Part{runs[0].Part, runs[1].Part}
 	nat := first.Steps[1].NAT
 	for _, run := range runs { // as who resolves them does
-		run.After, run.Hotdrop, run.Rules = run.Before, "a match", append(run.Rules, Rule{})
+		run.After, run.Hotdrop, run.Rules, run.Met = run.Before, "a match", []Rule{{}}, append(run.Met, Met{})
 	}
 
 	next := newScript(t, a, 8)
@@ -904,13 +918,13 @@ func TestReuse(t *testing.T) {
 		t.Fatalf("got  %s\nwant %s", shape(j), want)
 	}
 	run := j.Steps[1].Table
-	if j != first || !slices.Contains(runs, run) || run.Part != parts[0] || j.Steps[2].NAT != nat {
+	if j != first || !slices.Contains(runs, run) || !slices.Contains(parts, run.Part) || j.Steps[2].NAT != nat {
 		t.Error("not all was used again")
 	}
 	if j.ID != 8 || j.HalfSeen != "" || j.Lost != 0 || j.Outcome.Kind != OutFreed || j.First.Data[19] != 2 {
 		t.Errorf("the journey has something of the one before: %+v", j)
 	}
-	if run.After.Data != nil || run.Hotdrop != "" || len(run.Rules) != 0 {
+	if run.After != nil || run.Hotdrop != "" || len(run.Rules) != 0 || len(run.Met) != 0 {
 		t.Errorf("the run has something of the one before: %+v", run)
 	}
 	if p := run.Part; p.AfterNAT || p.Verdict != NFAccept || p.After.Data[19] != 2 {

@@ -30,38 +30,31 @@ func tooShort(raw []byte, min uintptr) error {
 	return fmt.Errorf("record of %d bytes, want at least %d", len(raw), min)
 }
 
-// recHook, recDev … return the typed record. Of rec_hook only so much is sent as is
-// used: hasBefore and hasTables tell how much.
-func recHook(raw []byte) (r *bpf.NftraceRecHook, hasBefore, hasTables bool, err error) {
-	var z bpf.NftraceRecHook
-	r, err = view[bpf.NftraceRecHook](raw, unsafe.Offsetof(z.Before))
-	if err != nil {
-		return nil, false, false, err
+// recHook returns a record of a hook and those of its hits that were sent. Of rec_hook
+// only so much is sent as is used: hasBefore and hasTables tell how much.
+func recHook(raw []byte) (r *bpf.NftraceRecHook, hits []bpf.NftraceHit, hasBefore, hasTables bool, err error) {
+	if r, err = view[bpf.NftraceRecHook](raw, hookBefore); err != nil {
+		return nil, nil, false, false, err
 	}
-	switch {
-	case int(r.Ntables) > len(r.Tables):
-		return nil, false, false, fmt.Errorf("record names %d tables, at most %d fit", r.Ntables, len(r.Tables))
-	case r.Ntables == 0:
-		return r, uintptr(len(raw)) >= unsafe.Offsetof(z.Nhits), false, nil
+	if r.Ntables == 0 {
+		return r, nil, uintptr(len(raw)) >= hookNhits, false, nil
 	}
-	if _, err = view[bpf.NftraceRecHook](raw, unsafe.Offsetof(z.Hits)); err != nil {
-		return nil, false, false, err
+	if int(r.Ntables) > len(r.Tables) {
+		return nil, nil, false, false, fmt.Errorf("record names %d tables, at most %d fit", r.Ntables, len(r.Tables))
+	}
+	if uintptr(len(raw)) < hookHits {
+		return nil, nil, false, false, tooShort(raw, hookHits)
 	}
 	if int(r.Nhits) > len(r.Hits) {
-		return nil, false, false, fmt.Errorf("record names %d rules, at most %d fit", r.Nhits, len(r.Hits))
+		return nil, nil, false, false, fmt.Errorf("record names %d rules, at most %d fit", r.Nhits, len(r.Hits))
 	}
-	_, err = view[bpf.NftraceRecHook](raw, unsafe.Offsetof(z.Hits)+uintptr(r.Nhits)*unsafe.Sizeof(z.Hits[0]))
-	if err != nil {
-		return nil, false, false, err
+	if min := hookHits + uintptr(r.Nhits)*hitSize; uintptr(len(raw)) < min {
+		return nil, nil, false, false, tooShort(raw, min)
 	}
-	for i := range r.Hits[:r.Nhits] {
-		if n := r.Hits[i].Table; uint32(n) >= r.Ntables {
-			return nil, false, false, fmt.Errorf("record names %d tables, but a rule of the %dth", r.Ntables, n+1)
-		}
-	}
-	return r, true, true, nil
+	return r, r.Hits[:r.Nhits], true, true, nil
 }
 
+// recDev … return the typed record.
 func recDev(raw []byte) (*bpf.NftraceRecDev, error) {
 	return view[bpf.NftraceRecDev](raw, unsafe.Sizeof(bpf.NftraceRecDev{}))
 }
@@ -88,6 +81,8 @@ type knownDevice struct {
 	netns uint32
 	raw   bpf.NftraceDev
 	dev   Device
+	// in and out are places that have this device and nothing else.
+	in, out *Place
 }
 
 // knownAt is where a device is kept until another takes its place.
@@ -95,56 +90,46 @@ func (a *Assembler) knownAt(netns, index uint32) *knownDevice {
 	return &a.devices[(netns*31+index)%uint32(len(a.devices))]
 }
 
-// device fills in a device, if there is one. A few are in nearly all records: those are
-// compared only. It makes no new string for a name that it knows, and learns those that
-// it does not.
-func (a *Assembler) device(to *Device, netns uint32, d *bpf.NftraceDev) {
-	if d.Ifindex == 0 {
-		return
-	}
+// known is what is known of a device, or of none. A few are in nearly all records: those
+// are compared only. It makes no new string for a name that it knows, and learns those
+// that it does not.
+func (a *Assembler) known(netns uint32, d *bpf.NftraceDev) *knownDevice {
 	k := a.knownAt(netns, d.Ifindex)
-	if k.netns != netns || k.raw != *d {
+	if k.in != nil && k.netns == netns && k.raw == *d {
+		return k
+	}
+	var dev Device
+	if d.Ifindex != 0 {
 		key := ifaceKey{netns, int(d.Ifindex)}
 		name := cBytes(d.Name[:])
 		known, ok := a.names[key]
 		if !ok || known != string(name) {
+			if ok {
+				a.renamed++
+			}
+			a.named++
 			known = string(name)
 			a.names[key] = known
 		}
-		*k = knownDevice{netns: netns, raw: *d, dev: Device{Index: key.index, Name: known}}
+		dev = Device{Index: key.index, Name: known}
 	}
-	*to = k.dev
+	*k = knownDevice{
+		netns: netns, raw: *d, dev: dev,
+		in: &Place{Netns: netns, In: dev}, out: &Place{Netns: netns, Out: dev},
+	}
+	return k
 }
 
-// deviceName is the name of a device as it was recorded last.
-func (a *Assembler) deviceName(netns uint32, index int) string {
-	if k := a.knownAt(netns, uint32(index)); k.netns == netns && k.dev.Index == index {
-		return k.dev.Name
-	}
-	return a.names[ifaceKey{netns, index}]
+func (a *Assembler) device(netns uint32, d *bpf.NftraceDev) Device {
+	return a.known(netns, d).dev
 }
 
-// knownTable is the name of a table as records have it, in a word that is compared at
-// once, and what was made of it.
-type knownTable struct {
-	raw   uint64
-	name  string
-	ranks [2]uint8 // of which the second holds where table nat comes before filter
-}
-
-// table is what is known of the table of that name; there are few. It is valid until the
-// next call.
-func (a *Assembler) table(name *[8]int8) *knownTable {
-	raw := *(*uint64)(unsafe.Pointer(name))
-	for i := range a.tables {
-		if k := &a.tables[i]; k.raw == raw {
-			return k
-		}
+// name gives a bridge port the name that it was recorded with last.
+func (a *Assembler) name(p *Place) {
+	if p.named != a.named {
+		p.named = a.named
+		p.PhysIn.Name = a.names[ifaceKey{p.Netns, p.PhysIn.Index}]
 	}
-	k := knownTable{raw: raw, name: string(cBytes(name[:]))}
-	k.ranks = [2]uint8{rank(k.name, false), rank(k.name, true)}
-	a.tables = append(a.tables, k)
-	return &a.tables[len(a.tables)-1]
 }
 
 // enum ip_conntrack_info (include/uapi/linux/netfilter/nf_conntrack_common.h).

@@ -116,21 +116,30 @@ const (
 	StepDeliver
 )
 
-// Step is one thing that happened to the packet.
-type Step struct {
-	Kind  StepKind
-	Time  time.Duration // since boot (CLOCK_MONOTONIC)
-	CPU   int
+// Place is where a step happened. It is shared by all steps of all packets there: nobody
+// but events changes it.
+type Place struct {
 	Netns uint32 // inode number of the network namespace
-	// NetnsName is the namespace's name for people ("" for the one that
-	// nftrace runs in; "c1", a container's name, or "net:[4026532…]").
-	NetnsName string
 
 	PF   uint8 // PFIPv4, PFIPv6, PFBridge …; for StepTable and StepHook
 	Hook uint8 // HookPreRouting …; for StepTable and StepHook
 	// In, Out are nf_hook_state's devices; PhysIn, PhysOut the bridge ports
 	// (nf_bridge_info) where br_netfilter handed the packet to the IP hooks.
 	In, Out, PhysIn, PhysOut Device
+
+	named int // Assembler.named when PhysIn.Name was looked up
+}
+
+// Step is one thing that happened to the packet.
+type Step struct {
+	*Place // never nil
+
+	Kind StepKind
+	Time time.Duration // since boot (CLOCK_MONOTONIC)
+	CPU  int
+	// NetnsName is the namespace's name for people ("" for the one that
+	// nftrace runs in; "c1", a container's name, or "net:[4026532…]").
+	NetnsName string
 
 	// Verdict is NF_* or VerdictUnknown; for StepTable what the table returned, for
 	// StepHook NFAccept where the packet went on, NFDrop where the hook dropped it.
@@ -154,16 +163,54 @@ type TableRun struct {
 	// Part is the part of the hook's call in which the table ran.
 	Part *Part
 	// Before and After are the packet as the table got it and as it left it.
-	// After.Data is nil where the packet was gone (dropped, stolen) or is not known.
-	// Events knows Part's packets only, and Before is the Part's.
-	Before, After Packet
+	// After is nil where the packet was gone (dropped, stolen) or is not known.
+	// Events knows Part's packets only, and Before is the Part's but for its conntrack
+	// state: see SetBefore.
+	Before, After *Packet
 
+	// Rules are shared by all runs that did the same: nobody changes them. Met tells which
+	// packet each met.
 	Rules []Rule
+	Met   []Met
 	// Unresolved is the cause, in words, why Rules cannot be told exactly.
 	Unresolved string
 	// Hotdrop is set where a match, not a rule, dropped the packet behind the last
 	// of Rules (it found the packet malformed); it says, in words, which it can be.
 	Hotdrop string
+
+	before Packet // Before, where it is no other's
+	hits   []Hit  // Hits, where they are not the pattern's
+}
+
+// SetBefore makes Before the packet p in that conntrack state.
+func (t *TableRun) SetBefore(p *Packet, ct string, reply bool) {
+	if p.CT != ct || p.CTReply != reply {
+		if p != &t.before {
+			t.before = *p
+		}
+		p = &t.before
+		p.CT, p.CTReply = ct, reply
+	}
+	t.Before = p
+}
+
+// Met is the packet that the rules of a run met from one on, up to the next Met's.
+type Met struct {
+	From int // index into Rules
+	// Pkt is the packet when these rules matched, before their targets ran (what TRACE
+	// prints); nil where it cannot be told, for the cause that Unsure is.
+	Pkt    *Packet
+	Unsure string
+}
+
+// Packet returns what the i-th rule met: the packet, or nil and the cause.
+func (t *TableRun) Packet(i int) (*Packet, string) {
+	for n := len(t.Met) - 1; n >= 0; n-- {
+		if m := &t.Met[n]; m.From <= i {
+			return m.Pkt, m.Unsure
+		}
+	}
+	return nil, ""
 }
 
 // Part is a call of a hook, or what lies before, between and behind the calls of
@@ -175,14 +222,18 @@ type Part struct {
 	Before   Packet
 	AfterNAT bool
 	// After is the packet when it was next seen; its devices and its TTL (hop
-	// limit), which routing decrements, may have changed behind the hook. After.Data is
-	// nil where the packet is not known, or was gone.
-	After Packet
+	// limit), which routing decrements, may have changed behind the hook. It is nil where
+	// the packet is not known, or was gone.
+	After *Packet
 	// Verdict is NFAccept where the packet went on behind the part, else NFDrop
 	// or VerdictUnknown.
 	Verdict int
+	// Pattern is that of the part's record. It is nil where the part's tables and their
+	// hits do not follow from it and the length of the packet.
+	Pattern *Pattern
 
-	before, after bpf.NftracePkt // what Before and After have slices of
+	after               Packet         // After, where it is no other's
+	rawBefore, rawAfter bpf.NftracePkt // what Before and After have slices of
 }
 
 // TableID identifies one generation of one table.
@@ -229,10 +280,6 @@ type Rule struct {
 	// TracePrefix is render.TracePrefix of the rule, or empty: it is the same for all
 	// packets.
 	TracePrefix string
-	// Pkt is the packet when this rule matched, before its target ran (what TRACE
-	// prints). PktUnsure is the cause where that cannot be told.
-	Pkt       *Packet
-	PktUnsure string
 }
 
 // NAT is one rewrite by nf_nat_manip_pkt.

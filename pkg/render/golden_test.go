@@ -110,9 +110,9 @@ func TestJSONSchema(t *testing.T) {
 	j := journeys()["s3-request"]
 	j.Steps = slices.Concat(j.Steps[:1], j.Steps[4:5], j.Steps[len(j.Steps)-2:])
 	j.Steps[1].Table.Rules = j.Steps[1].Table.Rules[:3]
-	j.Steps[1].Table.Rules[1].Pkt = nil
-	j.Steps[1].Table.Rules[1].PktUnsure = "an earlier target may have changed it"
-	j.Steps[1].Table.Rules[2].Pkt = ptr(with(j.Steps[1].Table.Before, func(p *events.Packet) { p.Mark = 1 }))
+	j.Steps[1].Table.Met = append(j.Steps[1].Table.Met[:1],
+		events.Met{From: 1, Unsure: "an earlier target may have changed it"},
+		events.Met{From: 2, Pkt: ptr(with(*j.Steps[1].Table.Before, func(p *events.Packet) { p.Mark = 1 }))})
 	j.Outcome = events.Outcome{Kind: events.OutDropped, Step: 1, Rule: 0}
 	var b, pretty bytes.Buffer
 	if err := JSON(&b, j); err != nil {
@@ -211,16 +211,18 @@ func FuzzJourney(f *testing.F) {
 	f.Fuzz(func(t *testing.T, table, chain, text, action, dev, ns string, data []byte, pf, hook uint8, verdict, step, rule, depth int) {
 		p := events.Packet{Family: pf, EtherType: 0x0800, Len: len(data), Data: data, CT: ns}
 		d := events.Device{Index: rule, Name: dev}
-		at := events.Step{Kind: events.StepTable, PF: pf, Hook: hook, In: d, PhysOut: d, NetnsName: ns, Verdict: verdict}
+		at := events.Step{Place: &events.Place{PF: pf, Hook: hook, In: d, PhysOut: d}, Kind: events.StepTable, NetnsName: ns, Verdict: verdict}
 		tab, hk, nat := at, at, at
-		tab.Table = &events.TableRun{Name: table, Before: p, After: p, Unresolved: text, Rules: []events.Rule{
-			{Chain: chain, Type: events.RuleType(action), Num: rule, Text: text, Action: action, Depth: depth, Pkt: &p},
-			{Chain: chain, Type: events.TypePolicy, Num: rule, IsPolicy: true, Action: action, PktUnsure: text},
-		}}
+		tab.Table = &events.TableRun{Name: table, Before: &p, After: &p, Unresolved: text, Rules: []events.Rule{
+			{Chain: chain, Type: events.RuleType(action), Num: rule, Text: text, Action: action, Depth: depth},
+			{Chain: chain, Type: events.TypePolicy, Num: rule, IsPolicy: true, Action: action},
+		}, Met: []events.Met{{Pkt: &p}, {From: 1, Unsure: text}}}
 		hk.Kind = events.StepHook
 		nat.Kind, nat.NAT = events.StepNAT, &events.NAT{Source: verdict > 0, Before: events.Tuple{Proto: hook}}
 		j := &events.Journey{First: p, HalfSeen: text, Lost: uint64(verdict),
-			Steps:   []events.Step{nat, tab, nat, hk, {Kind: events.StepXmit, Out: d}, {Kind: events.StepBridge, Out: d, Netns: 5}, {Kind: 99}},
+			Steps: []events.Step{nat, tab, nat, hk,
+				{Place: &events.Place{Out: d}, Kind: events.StepXmit}, {Place: &events.Place{Out: d, Netns: 5}, Kind: events.StepBridge},
+				{Place: &events.Place{}, Kind: 99}},
 			Outcome: events.Outcome{Kind: events.OutcomeKind(action), Device: d, NetnsName: ns, Step: step, Rule: rule}}
 		var b bytes.Buffer
 		for _, err := range []error{Tree(&b, j, TreeOptions{}), Trace(&b, j), JSON(&b, j)} {

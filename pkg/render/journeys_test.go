@@ -32,12 +32,14 @@ func journey(p events.Packet) *builder {
 	return &builder{
 		j:     events.Journey{ID: 7, Start: 90 * time.Second, First: p, Outcome: events.Outcome{Step: -1, Rule: -1}},
 		pkt:   p,
-		where: events.Step{Netns: hostNS, PF: p.Family},
+		where: events.Step{Place: &events.Place{Netns: hostNS, PF: p.Family}},
 	}
 }
 
 func (b *builder) step(s events.Step) *builder {
-	s.Netns, s.NetnsName = b.where.Netns, b.where.NetnsName
+	place := *s.Place // b.where changes
+	place.Netns = b.where.Netns
+	s.Place, s.NetnsName = &place, b.where.NetnsName
 	s.Time = b.j.Start + time.Duration(len(b.j.Steps)+1)*time.Microsecond
 	s.CPU = 1
 	b.j.Steps = append(b.j.Steps, s)
@@ -76,7 +78,11 @@ func (b *builder) ttl(n byte) *builder {
 func (b *builder) table(name string, verdict int, rules ...string) *builder {
 	s := b.where
 	p := b.pkt
-	run := &events.TableRun{Name: name, Before: p, After: p}
+	after := p
+	run := &events.TableRun{Name: name, Before: &p, After: &after}
+	if len(rules) > 0 {
+		run.Met = []events.Met{{Pkt: &p}}
+	}
 	for _, r := range rules {
 		f := strings.Split(r, "|")
 		id, depth, _ := strings.Cut(f[0], " ")
@@ -85,12 +91,12 @@ func (b *builder) table(name string, verdict int, rules ...string) *builder {
 		d, _ := strconv.Atoi(depth)
 		run.Rules = append(run.Rules, events.Rule{
 			Chain: c[0], Type: events.RuleType(c[1]), Num: num, Depth: d,
-			Text: f[1], Action: f[2], Pkt: &p,
+			Text: f[1], Action: f[2],
 			IsPolicy: c[1] == "policy" && f[1] == "", IsEnd: c[1] == "return" && f[1] == "",
 		})
 	}
 	if verdict != events.NFAccept {
-		run.After = events.Packet{VLAN: -1}
+		run.After = nil
 	}
 	s.Kind, s.Verdict, s.Table = events.StepTable, verdict, run
 	return b.step(s)
@@ -102,7 +108,7 @@ func (b *builder) marked(mark uint32) *builder {
 	run := b.j.Steps[len(b.j.Steps)-1].Table
 	run.After.Mark = mark
 	p := b.pkt
-	run.Rules[len(run.Rules)-1].Pkt = &p
+	run.Met = append(run.Met, events.Met{From: len(run.Rules) - 1, Pkt: &p})
 	return b
 }
 
@@ -110,10 +116,11 @@ func (b *builder) marked(mark uint32) *builder {
 // that comes after.
 func (b *builder) marks(marks ...uint32) *builder {
 	run := b.j.Steps[len(b.j.Steps)-1].Table
+	run.Met = nil
 	for i, m := range marks {
 		b.change(func(p *events.Packet) { p.Mark = m })
 		p := b.pkt
-		run.Rules[i].Pkt = &p
+		run.Met = append(run.Met, events.Met{From: i, Pkt: &p})
 		run.After.Mark = m
 	}
 	return b
@@ -134,18 +141,20 @@ func (b *builder) nat(source, reply bool, proto uint8, before, after string) *bu
 		src, dst, _ := strings.Cut(s, " ")
 		return events.Tuple{Proto: proto, Src: netip.MustParseAddrPort(src), Dst: netip.MustParseAddrPort(dst)}
 	}
-	return b.step(events.Step{Kind: events.StepNAT, NAT: &events.NAT{Source: source, CTReply: reply, Before: tuple(before), After: tuple(after)}})
+	return b.step(events.Step{Place: &events.Place{}, Kind: events.StepNAT, NAT: &events.NAT{Source: source, CTReply: reply, Before: tuple(before), After: tuple(after)}})
 }
 
 func (b *builder) bridge(d events.Device) *builder {
-	return b.step(events.Step{Kind: events.StepBridge, Out: d})
+	return b.step(events.Step{Place: &events.Place{Out: d}, Kind: events.StepBridge})
 }
 
 func (b *builder) xmit(d events.Device) *builder {
-	return b.step(events.Step{Kind: events.StepXmit, Out: d})
+	return b.step(events.Step{Place: &events.Place{Out: d}, Kind: events.StepXmit})
 }
 
-func (b *builder) deliver() *builder { return b.step(events.Step{Kind: events.StepDeliver}) }
+func (b *builder) deliver() *builder {
+	return b.step(events.Step{Place: &events.Place{}, Kind: events.StepDeliver})
+}
 
 func (b *builder) end(o events.Outcome) *events.Journey {
 	b.j.Outcome = o

@@ -298,14 +298,14 @@ func stepObject(s *events.Step) Step {
 			Name:       str(r.Name),
 			Unresolved: str(r.Unresolved),
 			Hotdrop:    str(r.Hotdrop),
-			Before:     packetObject(&r.Before),
+			Before:     packetObject(r.Before),
 			Rules:      make([]Rule, 0, len(r.Rules)),
 		}
-		if r.After.Data != nil {
-			t.After = ptr(packetObject(&r.After))
+		if r.After != nil {
+			t.After = ptr(packetObject(r.After))
 		}
 		for i := range r.Rules {
-			t.Rules = append(t.Rules, ruleObject(s, &r.Rules[i]))
+			t.Rules = append(t.Rules, ruleObject(s, i))
 		}
 		o.Table = t
 	}
@@ -319,7 +319,9 @@ func stepObject(s *events.Step) Step {
 	return o
 }
 
-func ruleObject(s *events.Step, r *events.Rule) Rule {
+func ruleObject(s *events.Step, i int) Rule {
+	r := &s.Table.Rules[i]
+	pkt, unsure := s.Table.Packet(i)
 	o := Rule{
 		Trace:            str(label(s, r)),
 		Chain:            str(r.Chain),
@@ -330,13 +332,13 @@ func ruleObject(s *events.Step, r *events.Rule) Rule {
 		IsEnd:            r.IsEnd,
 		Action:           str(r.Action),
 		Depth:            r.Depth,
-		PacketUnresolved: str(r.PktUnsure),
+		PacketUnresolved: str(unsure),
 	}
 	switch {
-	case r.Pkt == nil && o.PacketUnresolved == "":
+	case pkt == nil && o.PacketUnresolved == "":
 		o.PacketUnresolved = notCaptured
-	case r.Pkt != nil && !samePacket(r.Pkt, &s.Table.Before):
-		o.Packet = ptr(packetObject(r.Pkt))
+	case pkt != nil && !samePacket(pkt, s.Table.Before):
+		o.Packet = ptr(packetObject(pkt))
 	}
 	return o
 }

@@ -66,31 +66,14 @@ func (m *logBuf) appendTrace(b []byte, j *events.Journey) []byte {
 }
 
 func (m *logBuf) appendTable(b []byte, s *events.Step) []byte {
-	rules := s.Table.Rules
-	for i := range rules {
-		r := &rules[i]
-		if r.Pkt == nil {
-			m.noPacket(s)
-			b = m.appendLine(b, s, r)
-			b = append(b, "[packet unresolved: "...)
-			cause := r.PktUnsure
-			if cause == "" {
-				cause = notCaptured
-			}
-			b = appendEscaped(b, cause)
-			b = append(b, "]\n"...)
-			continue
+	t := s.Table
+	for i := range t.Met {
+		met := &t.Met[i]
+		to := len(t.Rules)
+		if i+1 < len(t.Met) {
+			to = t.Met[i+1].From
 		}
-		if r.Pkt != m.pkt || s != m.step {
-			m.packet(s, r.Pkt)
-		}
-		if tail := m.b; m.whole && r.TracePrefix != "" {
-			b = append(b, r.TracePrefix...)
-			b = append(b, tail...)
-		} else {
-			b = m.appendLine(b, s, r)
-		}
-		b = append(b, '\n')
+		b = m.appendRules(b, s, t.Rules[met.From:to], met)
 	}
 	if s.Table.Unresolved != "" {
 		b = append(b, "TRACE: "...)
@@ -98,8 +81,38 @@ func (m *logBuf) appendTable(b []byte, s *events.Step) []byte {
 		b = append(b, ":unresolved: "...)
 		b = appendEscaped(b, s.Table.Unresolved)
 		b = append(b, ' ')
-		m.packet(s, &s.Table.Before)
+		m.packet(s, s.Table.Before)
 		b = m.appendLine(b, s, nil)
+		b = append(b, '\n')
+	}
+	return b
+}
+
+// appendRules adds the lines of rules that met one packet.
+func (m *logBuf) appendRules(b []byte, s *events.Step, rules []events.Rule, met *events.Met) []byte {
+	if met.Pkt == nil {
+		cause := met.Unsure
+		if cause == "" {
+			cause = notCaptured
+		}
+		m.noPacket(s)
+		for i := range rules {
+			b = m.appendLine(b, s, &rules[i])
+			b = append(b, "[packet unresolved: "...)
+			b = appendEscaped(b, cause)
+			b = append(b, "]\n"...)
+		}
+		return b
+	}
+	m.packet(s, met.Pkt)
+	for i := range rules {
+		r := &rules[i]
+		if m.whole && r.TracePrefix != "" {
+			b = append(b, r.TracePrefix...)
+			b = append(b, m.b...)
+		} else {
+			b = m.appendLine(b, s, r)
+		}
 		b = append(b, '\n')
 	}
 	return b

@@ -11,10 +11,10 @@ import (
 
 func traceStep(pf uint8, p events.Packet) events.Step {
 	return events.Step{
-		Kind: events.StepTable, PF: pf, Hook: events.HookForward, Verdict: events.NFAccept,
+		Place: &events.Place{PF: pf, Hook: events.HookForward}, Kind: events.StepTable, Verdict: events.NFAccept,
 		Table: &events.TableRun{
-			Name: "filter", Before: p,
-			Rules: []events.Rule{{Chain: "FORWARD", Type: events.TypeRule, Num: 1, Text: "-j ACCEPT", Action: "ACCEPT", Pkt: &p}},
+			Name: "filter", Before: &p, Met: []events.Met{{Pkt: &p}},
+			Rules: []events.Rule{{Chain: "FORWARD", Type: events.TypeRule, Num: 1, Text: "-j ACCEPT", Action: "ACCEPT"}},
 		},
 	}
 }
@@ -239,7 +239,7 @@ func TestTraceDevices(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			s := traceStep(events.PFIPv4, p)
-			tc.mod(&s, s.Table.Rules[0].Pkt)
+			tc.mod(&s, s.Table.Met[0].Pkt)
 			want := "TRACE: filter:FORWARD:rule:1 " + tc.want
 			if s.PF == events.PFBridge {
 				want = "TRACE: eb:filter:FORWARD:rule:1 " + tc.want
@@ -255,13 +255,12 @@ func TestTraceUnresolved(t *testing.T) {
 	p := pkt4(echo4.bytes())
 	s := traceStep(events.PFIPv4, p)
 	s.In = events.Device{Index: 2, Name: "eth0"}
-	s.Table.Rules[0].Pkt = nil
-	s.Table.Rules[0].PktUnsure = "an earlier target changed it\n"
+	s.Table.Met = []events.Met{{Unsure: "an earlier target changed it\n"}}
 	if got, want := traceString(t, s), `TRACE: filter:FORWARD:rule:1 IN=eth0 OUT= [packet unresolved: an earlier target changed it\x0a]`+"\n"; got != want {
 		t.Errorf("\n got %q\nwant %q", got, want)
 	}
 
-	s.Table.Rules = nil
+	s.Table.Rules, s.Table.Met = nil, nil
 	s.Table.Unresolved = "two runs overlapped"
 	if got, want := traceString(t, s), "TRACE: filter:FORWARD:unresolved: two runs overlapped IN=eth0 OUT= MAC= SRC=172.17.0.3 DST=172.17.0.2 LEN=84 TOS=0x00 PREC=0x00 TTL=64 ID=123 DF PROTO=ICMP TYPE=8 CODE=0 ID=5 SEQ=1 \n"; got != want {
 		t.Errorf("\n got %q\nwant %q", got, want)
@@ -332,7 +331,7 @@ func FuzzTracePacket(f *testing.F) {
 		// What is captured less only shortens the line: never does a
 		// byte that was not captured change what is printed.
 		if len(data) > 0 {
-			s.Table.Rules[0].Pkt.Data = data[:len(data)/2]
+			s.Table.Met[0].Pkt.Data = data[:len(data)/2]
 			less := strings.TrimSuffix(traceString(t, s), "\n")
 			less, cut := strings.CutSuffix(less, truncated)
 			if cut && !strings.HasPrefix(line, strings.TrimSuffix(less, " ")) || !cut && less != line {

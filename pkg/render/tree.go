@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"unicode/utf8"
@@ -284,13 +285,12 @@ func ttlName(p *events.Packet) string {
 
 // packetsOf are the packet's shapes during one run of a table.
 func packetsOf(r *events.TableRun) []*events.Packet {
-	ps := []*events.Packet{&r.Before}
-	for i := range r.Rules {
-		if p := r.Rules[i].Pkt; p != nil {
-			ps = append(ps, p)
-		}
+	ps := []*events.Packet{r.Before}
+	for i := range r.Met {
+		ps = append(ps, r.Met[i].Pkt)
 	}
-	return append(ps, &r.After)
+	ps = append(ps, r.After)
+	return slices.DeleteFunc(ps, func(p *events.Packet) bool { return p == nil })
 }
 
 // newVisit looks at the steps from first on that are in the same namespace.
@@ -426,16 +426,19 @@ func (t *tree) sayNoNAT() {
 
 func (t *tree) table(s *events.Step) {
 	r := s.Table
-	t.enter(placeOf(s), &r.Before)
+	t.enter(placeOf(s), r.Before)
 	t.hasTable = true
 	if r.Name == "nat" {
 		t.hasNAT = true
 	}
 	for i := range r.Rules {
-		t.rule(s, &r.Rules[i])
+		_, unsure := r.Packet(i)
+		t.rule(s, &r.Rules[i], unsure)
 		// The rule that set the mark: the next one saw another.
-		if i+1 < len(r.Rules) && r.Rules[i+1].Pkt != nil {
-			t.setMark(6+2*depth(&r.Rules[i]), r.Rules[i+1].Pkt.Mark)
+		if i+1 < len(r.Rules) {
+			if next, _ := r.Packet(i + 1); next != nil {
+				t.setMark(6+2*depth(&r.Rules[i]), next.Mark)
+			}
 		}
 	}
 	if r.Hotdrop != "" {
@@ -448,7 +451,7 @@ func (t *tree) table(s *events.Step) {
 		}
 		t.add(4, warning, text)
 	}
-	if r.After.Data != nil {
+	if r.After != nil {
 		t.setMark(4, r.After.Mark)
 	}
 }
@@ -466,7 +469,8 @@ func depth(r *events.Rule) int { return max(0, min(r.Depth, maxDepth)) }
 // maxDepth bounds the indent; the kernel's jump stack can be deeper.
 const maxDepth = 16
 
-func (t *tree) rule(s *events.Step, r *events.Rule) {
+// rule adds a rule; unsure is why it cannot be told what packet it met.
+func (t *tree) rule(s *events.Step, r *events.Rule, unsure string) {
 	l := line{
 		indent: 4 + 2*depth(r),
 		isRule: true,
@@ -500,8 +504,8 @@ func (t *tree) rule(s *events.Step, r *events.Rule) {
 	case "":
 		l.then = "unknown"
 	}
-	if r.PktUnsure != "" {
-		l.then += " (packet unresolved: " + escape(r.PktUnsure) + ")"
+	if unsure != "" {
+		l.then += " (packet unresolved: " + escape(unsure) + ")"
 	}
 	t.lines = append(t.lines, l)
 }

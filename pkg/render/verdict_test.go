@@ -11,9 +11,9 @@ import (
 
 // Nothing is said of a verdict that is not known.
 func TestVerdictUnknown(t *testing.T) {
-	at := events.Step{PF: events.PFIPv4, Hook: events.HookForward, Verdict: events.VerdictUnknown}
+	at := events.Step{Place: &events.Place{PF: events.PFIPv4, Hook: events.HookForward}, Verdict: events.VerdictUnknown}
 	table, hook := at, at
-	table.Kind, table.Table = events.StepTable, &events.TableRun{Name: "filter", Unresolved: "torn"}
+	table.Kind, table.Table = events.StepTable, &events.TableRun{Name: "filter", Before: &events.Packet{}, Unresolved: "torn"}
 	hook.Kind = events.StepHook
 	for _, tt := range []struct {
 		name      string
@@ -50,7 +50,7 @@ func TestVerdictUnknown(t *testing.T) {
 // A hook without tables at which the packet was seen last.
 func TestHookUnknown(t *testing.T) {
 	j := &events.Journey{First: events.Packet{VLAN: -1}, Steps: []events.Step{
-		{Kind: events.StepHook, PF: events.PFIPv4, Verdict: events.VerdictUnknown},
+		{Place: &events.Place{PF: events.PFIPv4}, Kind: events.StepHook, Verdict: events.VerdictUnknown},
 	}, Outcome: events.Outcome{Kind: events.OutFreed, Step: -1, Rule: -1}}
 	var b bytes.Buffer
 	if err := Tree(&b, j, TreeOptions{}); err != nil {
@@ -64,7 +64,8 @@ func TestHookUnknown(t *testing.T) {
 // A packet that is not known has no mark that could have changed.
 func TestPacketUnknown(t *testing.T) {
 	j := &events.Journey{First: events.Packet{VLAN: -1, Mark: 7, Data: []byte{}}, Steps: []events.Step{{
-		Kind: events.StepTable, PF: events.PFIPv4, Verdict: events.NFAccept, Table: &events.TableRun{Name: "filter"},
+		Place: &events.Place{PF: events.PFIPv4}, Kind: events.StepTable, Verdict: events.NFAccept,
+		Table: &events.TableRun{Name: "filter", Before: &events.Packet{}},
 	}}, Outcome: events.Outcome{Step: -1, Rule: -1}}
 	var b bytes.Buffer
 	if err := Tree(&b, j, TreeOptions{}); err != nil {

@@ -51,6 +51,47 @@ func TestPlausible(t *testing.T) {
 	}
 }
 
+// Where LooksAtPacket says so, what Plausible says depends on the devices alone.
+func TestLooksAtPacket(t *testing.T) {
+	looks, not := 0, 0
+	for _, name := range []string{"goto.v4.filter", "docker.v4.filter", "docker.v4.nat", "six.v6.filter"} {
+		tab := loadFixture(t, name).table
+		addrs := []netip.Addr{netip.MustParseAddr("10.9.9.9"), netip.MustParseAddr("172.17.0.2"), netip.MustParseAddr("192.0.2.1")}
+		if tab.Family == IPv6 {
+			addrs = []netip.Addr{netip.MustParseAddr("2001:db8::1"), netip.MustParseAddr("fe80::1"), netip.MustParseAddr("::1")}
+		}
+		for i := range tab.Entries {
+			said := map[PacketInfo]bool{} // by the devices
+			same := true
+			for _, devices := range []PacketInfo{{In: "eth0"}, {In: "docker0", Out: "eth0"}, {Out: "docker0"}, {In: "lo"}} {
+				for _, src := range addrs {
+					for _, dst := range addrs {
+						for _, proto := range []int{6, 17, 58, -1} {
+							p := PacketInfo{Src: src, Dst: dst, Proto: proto, In: devices.In, Out: devices.Out, Frag: proto == 58}
+							got := tab.Plausible(i, p)
+							if was, ok := said[devices]; ok && was != got {
+								same = false
+							}
+							said[devices] = got
+						}
+					}
+				}
+			}
+			switch {
+			case tab.LooksAtPacket(i):
+				looks++
+			case !same:
+				t.Errorf("%s: %q looks at the packet", name, tab.RuleText(i))
+			default:
+				not++
+			}
+		}
+	}
+	if looks < 5 || not < 5 {
+		t.Errorf("void: %d look at the packet, %d do not", looks, not)
+	}
+}
+
 func TestApply(t *testing.T) {
 	v4 := []byte{0x46, 0x03, 0, 52, 0, 0, 0, 0, 64, 6, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2, 1, 1, 1, 0,
 		0, 80, 0, 81, 0, 0, 0, 0, 0, 0, 0, 0, 0x70, 0xc2, 0, 0, 0, 0, 0, 0, 1, 8, 2, 4}

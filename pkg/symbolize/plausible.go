@@ -44,6 +44,21 @@ func (t *Table) Plausible(i int, p PacketInfo) bool {
 	return fails == inverted(invFrag)
 }
 
+// LooksAtPacket reports whether entry i's own conditions look at more of a packet than the
+// devices: only then does what Plausible says depend on it.
+func (t *Table) LooksAtPacket(i int) bool {
+	h := &t.Entries[i].Header
+	if t.Family == IPv6 {
+		if h.Flags&ip6FlagProto != 0 {
+			return true
+		}
+	} else if h.Proto != 0 || h.Flags&ip4FlagFrag != 0 {
+		return true
+	}
+	return h.InvFlags&(invSrc|invDst|invProto|invFrag) != 0 ||
+		!allZero(h.Src) || !allZero(h.SrcMask) || !allZero(h.Dst) || !allZero(h.DstMask)
+}
+
 // sameMasked reports addr & mask == want, as the kernel compares them (a want
 // with bits outside its mask is never met).
 func sameMasked(a netip.Addr, want, mask []byte) bool {
