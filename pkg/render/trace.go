@@ -1,10 +1,10 @@
 package render
 
 import (
-	"bytes"
 	"encoding/binary"
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
 
 	"github.com/nftrace/nftrace/pkg/events"
@@ -47,15 +47,15 @@ func Trace(w io.Writer, j *events.Journey) error {
 
 // appendTrace adds the lines of a journey; m is where it works.
 func (m *logBuf) appendTrace(b []byte, j *events.Journey) []byte {
-	m.step, m.pkt = nil, nil
+	m.pkt = nil // what it points to is used again
 	if j.HalfSeen != "" {
 		b = append(b, "# nftrace: half seen: "...)
 		b = appendEscaped(b, j.HalfSeen)
 		b = append(b, '\n')
 	}
-	for i := range j.Steps {
-		s := &j.Steps[i]
-		if s.Kind == events.StepTable && s.Table != nil {
+	steps := j.Steps
+	for i := range steps {
+		if s := &steps[i]; s.Table != nil {
 			b = m.appendTable(b, s)
 		}
 	}
@@ -105,15 +105,32 @@ func (m *logBuf) appendRules(b []byte, s *events.Step, rules []events.Rule, met 
 		return b
 	}
 	m.packet(s, met.Pkt)
-	for i := range rules {
-		r := &rules[i]
-		if m.whole && r.TracePrefix != "" {
-			b = append(b, r.TracePrefix...)
-			b = append(b, m.b...)
-		} else {
-			b = m.appendLine(b, s, r)
+	if !m.whole {
+		for i := range rules {
+			b = m.appendLine(b, s, &rules[i])
+			b = append(b, '\n')
 		}
-		b = append(b, '\n')
+		return b
+	}
+	m.b = append(m.b, '\n')
+	tail := m.b
+	m.b = m.b[:len(m.b)-1]
+	for i := range rules {
+		prefix := rules[i].TracePrefix
+		if prefix == "" {
+			b = m.appendLine(b, s, &rules[i])
+			b = append(b, '\n')
+			continue
+		}
+		start := len(b)
+		mid := start + len(prefix)
+		end := mid + len(tail)
+		if end > cap(b) {
+			b = slices.Grow(b, end-start)
+		}
+		b = b[:end]
+		copy(b[start:], prefix)
+		copy(b[mid:], tail)
 	}
 	return b
 }
@@ -164,44 +181,36 @@ func (m *logBuf) appendLine(b []byte, s *events.Step, r *events.Rule) []byte {
 func (m *logBuf) reset(data []byte, n int) {
 	n = max(n, 0)
 	m.b, m.data, m.len, m.short = m.b[:0], data[:min(len(data), n)], n, false
+	m.used, m.ttl.at = 0, 0
+	m.alike.ok = false
 }
 
 // noPacket makes m hold the devices alone.
 func (m *logBuf) noPacket(s *events.Step) {
 	m.reset(nil, 0)
-	m.packetCommon(s)
-	m.step, m.pkt = nil, nil
-	m.plain, m.whole = printable(m.b), false
+	m.plain = m.devices(s.Place)
+	m.pkt, m.whole = nil, false
 }
 
 // packet makes m hold what nf_log_syslog.c adds to the prefix for one packet, up to the
 // end of the captured bytes: short is set where the kernel had more to say.
 func (m *logBuf) packet(s *events.Step, p *events.Packet) {
-	if m.pkt != nil && alikeAt(m.step, s) && alike(m.pkt, p) {
-		m.step, m.pkt = s, p
+	if m.pkt == p && m.place == s.Place {
+		return
+	}
+	m.pkt, m.place = p, s.Place
+	if m.alike.ok && m.alike.to(s, p) {
+		m.again(s, p)
 		return
 	}
 	m.reset(p.Data, p.Len)
-	m.packetCommon(s)
 	// The rest is letters and digits.
-	m.plain = printable(m.b)
+	m.plain = m.devices(s.Place)
 	m.dumpPacket(s, p)
 	m.whole = m.plain && !m.short && len(m.b) < logLineLen-logPrefixLen
-	m.step, m.pkt = s, p
-}
-
-// alikeAt and alike tell whether the kernel prints two packets alike: rules of one table,
-// and tables of one hook, mostly see the same.
-func alikeAt(s, t *events.Step) bool {
-	// In most of those that differ, these do.
-	return s.Out.Index == t.Out.Index && s.In.Index == t.In.Index &&
-		s.PF == t.PF && s.In.Name == t.In.Name && s.Out.Name == t.Out.Name && s.PhysIn == t.PhysIn && s.PhysOut == t.PhysOut
-}
-
-func alike(p, q *events.Packet) bool {
-	return p.Len == q.Len && p.EtherType == q.EtherType && p.MACDevType == q.MACDevType && p.Mark == q.Mark &&
-		p.HasOwner == q.HasOwner && p.UID == q.UID && p.GID == q.GID &&
-		bytes.Equal(p.Data, q.Data) && bytes.Equal(p.MAC, q.MAC)
+	if m.whole && m.ttl.at > 0 {
+		m.alike.like(p, m.used)
+	}
 }
 
 func (m *logBuf) dumpPacket(s *events.Step, p *events.Packet) {
@@ -239,11 +248,13 @@ type logBuf struct {
 	// nothing is added from then on.
 	short bool
 
-	// What b holds, once it is whole: the packet pkt at the place of step.
-	step  *events.Step
+	// What b holds: the packet pkt at place.
 	pkt   *events.Packet
+	place *events.Place
 	plain bool // printable
 	whole bool // fits behind any TracePrefix as it is
+
+	reuse
 }
 
 // add, dec, hex, addr4 … are nf_log_buf_add with one conversion each: they return m,
@@ -394,6 +405,7 @@ func (m *logBuf) header(off, n int) []byte {
 		m.short = true
 		return nil
 	}
+	m.used = max(m.used, off+n)
 	return m.data[off : off+n]
 }
 
@@ -414,7 +426,7 @@ type mac []byte
 func (a mac) String() string { return string(appendMAC(nil, a[:6])) }
 
 // packetCommon is nf_log_dump_packet_common after the prefix.
-func (m *logBuf) packetCommon(s *events.Step) {
+func (m *logBuf) packetCommon(s *events.Place) {
 	m.add("IN=").add(devName(s.In)).add(" OUT=").add(devName(s.Out)).add(" ")
 	if s.PhysIn.Index != 0 && s.In.Index != s.PhysIn.Index {
 		m.add("PHYSIN=").add(s.PhysIn.Name).add(" ")
@@ -435,6 +447,7 @@ func (m *logBuf) ipPacket(s *events.Step, p *events.Packet) {
 	if s.In.Index != 0 {
 		m.macHeader(p)
 	}
+	m.rest = len(m.b)
 	m.ipv4(p, 0)
 }
 
@@ -456,7 +469,7 @@ func (m *logBuf) macHeader(p *events.Packet) {
 			// no probe captured. (6.12's sit has hard_header_len 0.)
 			m.short = true
 		}
-		m.mac(p.MAC)
+		m.addMAC(p.MAC)
 	}
 	m.add(" ")
 }
@@ -592,10 +605,17 @@ func (m *logBuf) ipv4(p *events.Packet, iphoff int) {
 		b = append(b, " PREC=0x"...)
 		b = appendUpper(b, ih[1]&0xe0)
 		b = append(b, " TTL="...)
+		ttl := span{at: len(b)}
 		b = appendDec(b, uint32(ih[8]))
-		b = append(b, " ID="...)
+		ttl.end = len(b)
+		b = append(b, idLabel...)
+		id := span{at: len(b)}
 		b = appendDec(b, uint32(be16(ih, 4)))
+		id.end = len(b)
 		m.b = append(b, ' ')
+		if iphoff == 0 {
+			m.ttl, m.id = ttl, id
+		}
 	}
 	if fragOff&0x8000 != 0 {
 		m.add("CE ")
