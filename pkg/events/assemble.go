@@ -324,6 +324,12 @@ func (d *draft) addStep() *Step {
 	return &d.j.Steps[n]
 }
 
+// set makes s a step of which no more is known.
+func (s *Step) set(p *Place, kind StepKind, at time.Duration, cpu int) {
+	s.Place, s.Table, s.NAT, s.NetnsName = p, nil, nil, ""
+	s.Kind, s.Time, s.CPU, s.Verdict = kind, at, cpu, VerdictUnknown
+}
+
 // passed adds a step that is no more than a device.
 func (a *Assembler) passed(d *draft, kind StepKind, h *bpf.NftraceRecHdr, raw []byte) error {
 	r, err := recDev(raw)
@@ -520,7 +526,8 @@ func (a *Assembler) run(d *draft, l *listed, tell bool) {
 		t.Hits = t.hits
 	}
 	s := d.addStep()
-	*s = Step{Place: &c.pattern.place, Kind: StepTable, Time: c.time, CPU: c.cpu, Verdict: VerdictUnknown, Table: t}
+	s.set(&c.pattern.place, StepTable, c.time, c.cpu)
+	s.Table = t
 	if tell && a.OnRun != nil {
 		a.OnRun(s)
 	}
@@ -622,7 +629,9 @@ func (a *Assembler) endCall(d *draft, verdict int) {
 		return
 	}
 	a.endPart(d, verdict)
-	*d.addStep() = Step{Place: &c.pattern.place, Kind: StepHook, Time: c.time, CPU: c.cpu, Verdict: verdict}
+	s := d.addStep()
+	s.set(&c.pattern.place, StepHook, c.time, c.cpu)
+	s.Verdict = verdict
 	c.open = false
 }
 

@@ -105,9 +105,8 @@ func (p *Pattern) fits(r *bpf.NftraceRecHook, raw []byte, hits []bpf.NftraceHit)
 		return false
 	}
 	size := uint64(r.Before.Len)
-	for i := range hits {
-		h := &hits[i]
-		if p.hits[i] != word(h) || h.Bytes != uint64(h.Packets)*size {
+	for i, w := range p.hits {
+		if h := &hits[i]; w != word(h) || h.Bytes != uint64(h.Packets)*size {
 			return false
 		}
 	}

@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io"
-	"slices"
 	"strconv"
 
 	"github.com/nftrace/nftrace/pkg/events"
@@ -116,21 +115,12 @@ func (m *logBuf) appendRules(b []byte, s *events.Step, rules []events.Rule, met 
 	tail := m.b
 	m.b = m.b[:len(m.b)-1]
 	for i := range rules {
-		prefix := rules[i].TracePrefix
-		if prefix == "" {
-			b = m.appendLine(b, s, &rules[i])
-			b = append(b, '\n')
+		if prefix := rules[i].TracePrefix; prefix != "" {
+			b = append(append(b, prefix...), tail...)
 			continue
 		}
-		start := len(b)
-		mid := start + len(prefix)
-		end := mid + len(tail)
-		if end > cap(b) {
-			b = slices.Grow(b, end-start)
-		}
-		b = b[:end]
-		copy(b[start:], prefix)
-		copy(b[mid:], tail)
+		b = m.appendLine(b, s, &rules[i])
+		b = append(b, '\n')
 	}
 	return b
 }
