@@ -59,6 +59,41 @@ static __always_inline bool read_words(struct words *w, const void *at)
 	return !bpf_probe_read_kernel(w, sizeof(*w), at);
 }
 
+/*
+ * Words of memory, loaded one by one through a struct of the kernel's that is words only.
+ * Only where there is bpf_rdonly_cast. What cannot be read is 0.
+ */
+struct many_words {
+	u64 w[24];
+};
+
+static __always_inline const struct many_words *words_at(const void *at)
+{
+	return bpf_rdonly_cast(
+		at, bpf_core_type_id_kernel(struct rtnl_link_stats64));
+}
+
+/* A word of memory; 0 if it cannot be read. */
+static __always_inline u64 read_u64(u64 at)
+{
+	u64 v = 0;
+
+	if (bpf_rdonly_cast)
+		return words_at((void *)at)->w[0];
+	bpf_probe_read_kernel(&v, sizeof(v), (void *)at);
+	return v;
+}
+
+static __always_inline u32 read_u32(u64 at)
+{
+	u32 v = 0;
+
+	if (bpf_rdonly_cast)
+		return *(const u32 *)words_at((void *)at);
+	bpf_probe_read_kernel(&v, sizeof(v), (void *)at);
+	return v;
+}
+
 /* __per_cpu_offset of each CPU; it does not change, and reading it costs. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
@@ -114,25 +149,22 @@ struct task_struct___arm64 {
 
 static __always_inline bool in_softirq(void)
 {
-	u32 count = 0;
+	u64 at = 0;
 
 	if (sym_preempt_count) {
-		void *p = this_cpu(sym_preempt_count);
-
-		if (!p || bpf_probe_read_kernel(&count, sizeof(count), p))
-			return false;
+		at = (u64)this_cpu(sym_preempt_count);
 	} else if (sym_pcpu_hot) {
-		struct pcpu_hot *hot = this_cpu(sym_pcpu_hot);
-
-		if (bpf_core_field_exists(hot->preempt_count))
-			count = BPF_CORE_READ(hot, preempt_count);
-	} else {
-		struct task_struct___arm64 *t = (void *)bpf_get_current_task();
-
-		if (bpf_core_field_exists(t->thread_info.preempt.count))
-			count = BPF_CORE_READ(t, thread_info.preempt.count);
+		if (bpf_core_field_exists(struct pcpu_hot, preempt_count))
+			at = (u64)this_cpu(sym_pcpu_hot) +
+			     bpf_core_field_offset(struct pcpu_hot,
+						   preempt_count);
+	} else if (bpf_core_field_exists(struct task_struct___arm64,
+					 thread_info.preempt.count)) {
+		at = bpf_get_current_task() +
+		     bpf_core_field_offset(struct task_struct___arm64,
+					   thread_info.preempt.count);
 	}
-	return count & SERVING_SOFTIRQ_HARDIRQ_NMI;
+	return at && read_u32(at) & SERVING_SOFTIRQ_HARDIRQ_NMI;
 }
 
 /*

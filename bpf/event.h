@@ -73,7 +73,8 @@ struct pkt {
 	__u8 ctinfo;	 /* enum ip_conntrack_info */
 	__u8 flags;	 /* enum pkt_flag */
 	__u8 pad;
-	__u8 mac[PKT_MAC];
+	/* Copied and compared by words. */
+	__u8 mac[PKT_MAC] __attribute__((aligned(8)));
 	__u8 data[PKT_DATA]; /* from the network header on */
 };
 

@@ -139,6 +139,10 @@ struct pcpu_hot {
 	int preempt_count;
 };
 
+struct rtnl_link_stats64 {
+	u64 rx_packets;
+};
+
 #pragma clang attribute pop
 
 enum skb_drop_reason { SKB_DROP_REASON_NETFILTER_DROP = 1 };

@@ -172,6 +172,7 @@ type NftracePkt struct {
 	Ctinfo    uint8
 	Flags     uint8
 	Pad       uint8
+	_         [4]byte
 	Mac       [32]uint8
 	Data      [160]uint8
 }
@@ -280,7 +281,6 @@ type NftraceRecHook struct {
 	Before  NftracePkt
 	Nhits   uint32
 	Runs    uint32
-	_       [4]byte
 	Tables  [6]NftraceHookTable
 	Hits    [512]NftraceHit
 }
@@ -297,7 +297,6 @@ type NftraceRecPkt struct {
 	_   structs.HostLayout
 	Hdr NftraceRecHdr
 	Pkt NftracePkt
-	_   [4]byte
 }
 
 type NftraceRecType uint32

@@ -34,12 +34,15 @@ static __always_inline void read_place(struct place *p, struct sk_buff *skb,
 	p->physout.ifindex = 0;
 	if (skb->active_extensions & (1 << SKB_EXT_BRIDGE_NF)) {
 		struct skb_ext *ext = skb->extensions;
-		struct nf_bridge_info *nb;
 		struct net_device *dev;
+		u64 at = (u64)ext + ((u32)ext->offset[0] << 3);
 
-		nb = (void *)ext + ((u32)BPF_CORE_READ(ext, offset[0]) << 3);
-		p->physin = BPF_CORE_READ(nb, physinif);
-		dev = BPF_CORE_READ(nb, physoutdev);
+		p->physin = read_u32(
+			at +
+			bpf_core_field_offset(struct nf_bridge_info, physinif));
+		dev = (void *)read_u64(
+			at + bpf_core_field_offset(struct nf_bridge_info,
+						   physoutdev));
 		if (dev) {
 			p->physout.ifindex = BPF_CORE_READ(dev, ifindex);
 			bpf_probe_read_kernel(p->physout.name,
@@ -80,6 +83,12 @@ static __always_inline void read_owner(struct pkt *p, struct sk_buff *skb,
 	p->flags |= PKT_F_OWNER;
 }
 
+/* pkt.data by words; volatile, or clang would load many of them first, onto the stack. */
+static __always_inline volatile u64 *data_words(const struct pkt *p)
+{
+	return (void *)p->data;
+}
+
 /* What targets may change of a packet. */
 static __always_inline void read_data(struct pkt *p, struct sk_buff *skb)
 {
@@ -96,13 +105,38 @@ static __always_inline void read_data(struct pkt *p, struct sk_buff *skb)
 	lin = lin > nh ? lin - nh : 0;
 	if (lin > PKT_DATA)
 		lin = PKT_DATA;
-	p->cap = 0;
+	p->cap = lin;
 	/*
 	 * What is behind the linear part (skb_shared_info is, and longer than
 	 * this) is read with it and not used: so same_data need not care.
 	 */
-	if (!bpf_probe_read_kernel(p->data, sizeof(p->data), head + nh))
-		p->cap = lin;
+	if (bpf_rdonly_cast) {
+		const struct many_words *from = words_at(head + nh);
+		volatile u64 *to = data_words(p);
+
+#pragma unroll
+		for (int i = 0; i < PKT_DATA / 8; i++)
+			to[i] = from->w[i];
+	} else if (bpf_probe_read_kernel(p->data, sizeof(p->data), head + nh)) {
+		p->cap = 0;
+	}
+}
+
+/* What is behind the header is read with it, as behind the data. */
+static __always_inline void read_mac(struct pkt *p, const void *at)
+{
+	if (bpf_rdonly_cast) {
+		const struct many_words *from = words_at(at);
+		u64 *to = (void *)p->mac;
+
+#pragma unroll
+		for (int i = 0; i < PKT_MAC / 8; i++) {
+			if (i * 8 < p->mac_len)
+				to[i] = from->w[i];
+		}
+	} else if (bpf_probe_read_kernel(p->mac, sizeof(p->mac), at)) {
+		p->mac_len = 0;
+	}
 }
 
 static __always_inline void read_pkt(struct pkt *p, struct sk_buff *skb,
@@ -123,10 +157,10 @@ static __always_inline void read_pkt(struct pkt *p, struct sk_buff *skb,
 		p->dev_type = dev->type;
 		mac_len = dev->hard_header_len;
 		/* dump_mac_header prints hard_header_len bytes */
-		if (mh != 0xffff && mh != nh && mac_len && mac_len <= PKT_MAC &&
-		    !bpf_probe_read_kernel(p->mac, bounded(mac_len, 63),
-					   skb->head + mh))
+		if (mh != 0xffff && mh != nh && mac_len && mac_len <= PKT_MAC) {
 			p->mac_len = mac_len;
+			read_mac(p, skb->head + mh);
+		}
 	}
 }
 
@@ -136,26 +170,25 @@ static __always_inline void read_pkt(struct pkt *p, struct sk_buff *skb,
  */
 __verified_once int same_data(const struct pkt *a, const struct pkt *b)
 {
-	const u32 *x, *y;
-	u32 diff;
+	volatile const u64 *x, *y;
+	u64 diff, first, second;
 
 	if (!a || !b)
 		return false;
-	x = (const u32 *)a->data;
-	y = (const u32 *)b->data;
+	x = data_words(a);
+	y = data_words(b);
 	diff = (a->len ^ b->len) | (a->mark ^ b->mark) |
 	       (a->ctinfo ^ b->ctinfo) | (a->cap ^ b->cap);
-#pragma unroll
-	for (int i = 0; i < PKT_DATA / 4; i++) {
-		if (i != 1 && i != 2)
-			diff |= x[i] ^ y[i];
-		/* Else clang loads all of them first, onto the stack. */
-		asm volatile("" : "+r"(diff));
-	}
+	first = x[0] ^ y[0];
+	second = x[1] ^ y[1];
 	if (b->ethertype == ETH_P_IP)
-		diff |= (x[1] ^ y[1]) | ((x[2] ^ y[2]) & bpf_htonl(0x00ff0000));
+		second &= bpf_cpu_to_be64(0x00ff0000ffffffff);
 	else
-		diff |= ((x[1] ^ y[1]) & bpf_htonl(0xffffff00)) | (x[2] ^ y[2]);
+		first &= bpf_cpu_to_be64(0xffffffffffffff00);
+	diff |= first | second;
+#pragma unroll
+	for (int i = 2; i < PKT_DATA / 8; i++)
+		diff |= x[i] ^ y[i];
 	return !diff;
 }
 

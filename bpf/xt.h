@@ -103,6 +103,11 @@ struct xt_table_head {
 	u64 private;
 };
 
+static __always_inline u64 table_private(u64 table)
+{
+	return read_u64(table + offsetof(struct xt_table_head, private));
+}
+
 /* What the loader knows of module x_tables once it is there. */
 struct xt_layout {
 	u32 on;		     /* until then there are no tables */
@@ -431,7 +436,7 @@ static long sweep_block(u32 nr, struct sweep *s)
 	u64 t = bounded(s->c->table, 7), n, up, at;
 	struct frame_table *ft;
 	u32 key, b = s->c->block;
-	u64 private, now;
+	u64 private;
 
 	if (t >= f->rec.ntables || t >= MAX_TABLES)
 		return 1;
@@ -441,15 +446,8 @@ static long sweep_block(u32 nr, struct sweep *s)
 	s->old = bpf_map_lookup_elem(&xt_snap, &key);
 	if (!s->old)
 		return 1;
-	if (!b && s->now) {
-		now = 0;
-		bpf_probe_read_kernel(
-			&now, sizeof(now),
-			(void *)(ft->table +
-				 offsetof(struct xt_table_head, private)));
-		if (now != private)
-			s->c->bad |= REC_F_REPLACED;
-	}
+	if (!b && s->now && table_private(ft->table) != private)
+		s->c->bad |= REC_F_REPLACED;
 	at = ft->at;
 	if (ft->blocks > 1 || f->frees != xt_frees) {
 		struct xt_tab *tab = bpf_map_lookup_elem(&xt_tables, &private);
@@ -513,12 +511,7 @@ __verified_once int sweep(u32 n, u32 on, u32 comparing)
 /* x_tables.h:xt_write_recseq_begin: odd while this CPU evaluates. */
 __verified_once u32 recseq(void)
 {
-	u32 seq = 0;
-	void *p = this_cpu(sym_xt_recseq);
-
-	if (p)
-		bpf_probe_read_kernel(&seq, sizeof(seq), p);
-	return seq;
+	return read_u32((u64)this_cpu(sym_xt_recseq));
 }
 
 /* The frame has the CPU from now on. */
@@ -914,22 +907,17 @@ static __always_inline struct plan *plan_of(struct where *w, struct frame *f)
 static __noinline bool plan_use(struct where *w, struct frame *f)
 {
 	struct plan *p = plan_of(w, f);
-	u64 now, diff;
+	u64 diff;
 
 	if (!p || p->net != f->net || p->hook != f->rec.place.hook ||
 	    p->pf != f->rec.place.pf || p->frees != f->frees)
 		return false;
-	bpf_probe_read_kernel(&now, sizeof(now), (void *)p->head);
-	diff = now ^ p->newest;
+	diff = read_u64(p->head) ^ p->newest;
 #pragma unroll
 	for (int i = 0; i < MAX_TABLES; i++) {
 		if (i >= p->ntables)
 			break;
-		bpf_probe_read_kernel(
-			&now, sizeof(now),
-			(void *)(p->tables[i].table +
-				 offsetof(struct xt_table_head, private)));
-		diff |= now ^ p->rec[i].private;
+		diff |= table_private(p->tables[i].table) ^ p->rec[i].private;
 	}
 	if (diff)
 		return false;
@@ -1048,9 +1036,12 @@ static __always_inline void frame_open(struct where *w, u64 sp,
 	__sync_fetch_and_add(&open_frames, 1);
 	task = w->task;
 	if (task) {
-		u32 pool = w->cpu * FRAMES;
+		u32 pool = w->cpu * FRAMES, *had;
 
-		bpf_map_update_elem(&task_frames, &task, &pool, BPF_ANY);
+		had = bpf_map_lookup_elem(&task_frames, &task);
+		if (!had || *had != pool)
+			bpf_map_update_elem(&task_frames, &task, &pool,
+					    BPF_ANY);
 		__sync_fetch_and_add(&open_task_frames, 1);
 	}
 	j->frame = s.n;
