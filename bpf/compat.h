@@ -73,15 +73,20 @@ static __always_inline const struct many_words *words_at(const void *at)
 		at, bpf_core_type_id_kernel(struct rtnl_link_stats64));
 }
 
-/* A word of memory; 0 if it cannot be read. */
-static __always_inline u64 read_u64(u64 at)
+/* A word of memory; 0 if it cannot be read. cast is whether there is bpf_rdonly_cast. */
+static __always_inline u64 read_word(u64 at, const bool cast)
 {
 	u64 v = 0;
 
-	if (bpf_rdonly_cast)
+	if (cast)
 		return words_at((void *)at)->w[0];
 	bpf_probe_read_kernel(&v, sizeof(v), (void *)at);
 	return v;
+}
+
+static __always_inline u64 read_u64(u64 at)
+{
+	return bpf_rdonly_cast ? read_word(at, true) : read_word(at, false);
 }
 
 static __always_inline u32 read_u32(u64 at)
@@ -102,8 +107,8 @@ struct {
 	__type(value, u64);
 } percpu_base SEC(".maps");
 
-/* What is to be added to the offset of a per-CPU variable on this CPU; 0: unknown. */
-__verified_once u64 cpu_base(void)
+/* What is added to the offset of a per-CPU variable for its copy on this CPU. */
+__verified_once u64 this_cpu(void)
 {
 	u32 zero = 0, cpu;
 	u64 *base = bpf_map_lookup_elem(&percpu_base, &zero);
@@ -116,12 +121,6 @@ __verified_once u64 cpu_base(void)
 				      (void *)(sym_per_cpu_offset + 8UL * cpu));
 	}
 	return *base;
-}
-
-/* The address of a per-CPU variable's copy on this CPU. */
-static __always_inline void *this_cpu(u64 off)
-{
-	return (void *)(cpu_base() + off);
 }
 
 /*
@@ -147,15 +146,15 @@ struct task_struct___arm64 {
 
 #define SERVING_SOFTIRQ_HARDIRQ_NMI 0x00ff0100
 
-static __always_inline bool in_softirq(void)
+static __always_inline bool in_softirq(u64 percpu)
 {
 	u64 at = 0;
 
 	if (sym_preempt_count) {
-		at = (u64)this_cpu(sym_preempt_count);
+		at = percpu + sym_preempt_count;
 	} else if (sym_pcpu_hot) {
 		if (bpf_core_field_exists(struct pcpu_hot, preempt_count))
-			at = (u64)this_cpu(sym_pcpu_hot) +
+			at = percpu + sym_pcpu_hot +
 			     bpf_core_field_offset(struct pcpu_hot,
 						   preempt_count);
 	} else if (bpf_core_field_exists(struct task_struct___arm64,

@@ -182,11 +182,19 @@ static __always_inline u64 rec_wake(const struct rec_hdr *h)
 	return BPF_RB_NO_WAKEUP;
 }
 
-/* Hands a record over. */
-static __always_inline void rec_send(void *rec, u64 size)
+/* Hands a record over, whose size is a constant. */
+static __always_inline void rec_send(void *rec, const u64 size)
 {
-	if (bpf_ringbuf_output(&records, rec, size, rec_wake(rec)))
+	void *to = bpf_ringbuf_reserve(&records, size, 0);
+
+	if (!to) {
 		count_loss(LOSS_RINGBUF);
+		return;
+	}
+	/* By words. */
+	__builtin_memcpy(__builtin_assume_aligned(to, 8),
+			 __builtin_assume_aligned(rec, 8), size);
+	bpf_ringbuf_submit(to, rec_wake(rec));
 }
 
 /* Most calls of hooks fit, which then are copied by words, not by a helper's bytes. */
@@ -199,19 +207,11 @@ struct rec_short {
 static __always_inline void rec_send_hook(struct rec_hook *rec, u32 nhits)
 {
 	u64 size = offsetof(struct rec_hook, hits) + nhits * sizeof(struct hit);
-	struct rec_short *to;
 
-	if (size > sizeof(*to)) {
-		rec_send(rec, size);
-		return;
-	}
-	to = bpf_ringbuf_reserve(&records, sizeof(*to), 0);
-	if (!to) {
+	if (size <= sizeof(struct rec_short))
+		rec_send(rec, sizeof(struct rec_short));
+	else if (bpf_ringbuf_output(&records, rec, size, rec_wake(&rec->hdr)))
 		count_loss(LOSS_RINGBUF);
-		return;
-	}
-	__builtin_memcpy(to, rec, sizeof(*to));
-	bpf_ringbuf_submit(to, rec_wake(&rec->hdr));
 }
 
 #endif

@@ -20,15 +20,14 @@ char _license[] SEC("license") = "GPL";
 
 /* ---- journeys: from the first hook to the end of the skb ---- */
 
-static __always_inline struct journey *journey_begin(struct sk_buff *skb,
-						     const struct decision *d)
+static __always_inline struct journey *
+journey_begin(struct where *w, struct sk_buff *skb, const struct decision *d)
 {
 	u64 key = (u64)skb;
-	u32 cpu = bpf_get_smp_processor_id();
 	struct journey new = {};
 
 	/* Two packets of one CPU never begin in the same nanosecond. */
-	new.id = bpf_ktime_get_ns() << 8 | (cpu & 0xff);
+	new.id = w->now << 8 | (w->cpu & 0xff);
 	if (d->match == MATCH_MAYBE)
 		new.flags = JOURNEY_TENTATIVE;
 	new.flow = d->flow;
@@ -83,7 +82,9 @@ static __noinline void hook(void *ctx, struct sk_buff *skb,
 					let_pass(skb, state->net, state->hook);
 				return;
 			}
-			j = journey_begin(skb, d);
+			if (!w.c && !where_am_i(&w, on))
+				return;
+			j = journey_begin(&w, skb, d);
 			if (!j)
 				return;
 			d->first = 1;
@@ -102,7 +103,7 @@ int BPF_PROG(hook_enter, struct sk_buff *skb, struct nf_hook_state *state)
 {
 	if (!live && passes(skb, state))
 		return 0;
-	if (!use_task_probe || in_softirq())
+	if (!use_task_probe || in_softirq(this_cpu()))
 		hook(ctx, skb, state, ON_HOOK);
 	return 0;
 }
@@ -118,7 +119,7 @@ int BPF_PROG(hook_enter_task, struct sk_buff *skb, struct nf_hook_state *state)
 {
 	if (!live && passes(skb, state))
 		return 0;
-	if (in_softirq())
+	if (in_softirq(this_cpu()))
 		return 0;
 	if (tasks_preempt && bpf_preempt_disable)
 		bpf_preempt_disable();

@@ -31,17 +31,28 @@ type NftraceCpu struct {
 	_       structs.HostLayout
 	Running uint32
 	Next    uint32
+	Chain   uint64
+	When    uint64
+	Recseq  uint32
+	Pad     uint32
 }
 
 type NftraceCursor struct {
-	_     structs.HostLayout
-	Entry uint64
-	Table uint32
-	Block uint32
-	From  uint32
-	Nhits uint32
-	Bad   uint32
-	Pad   uint32
+	_      structs.HostLayout
+	Entry  uint64
+	Table  uint32
+	Block  uint32
+	From   uint32
+	Nhits  uint32
+	Bad    uint32
+	Hit    uint32
+	Mode   uint32
+	Snap   uint32
+	Kept   uint32
+	Pad    uint32
+	At     uint64
+	Percpu uint64
+	Chain  uint64
 }
 
 type NftraceDecision struct {
@@ -75,6 +86,9 @@ type NftraceFrame struct {
 	Morphed uint32
 	First   uint32
 	Blocks  uint32
+	Kept    uint32
+	_       [4]byte
+	Slots   uint64
 	Tables  [6]struct {
 		_      structs.HostLayout
 		Table  uint64
@@ -82,7 +96,7 @@ type NftraceFrame struct {
 		Number uint32
 		Blocks uint32
 		Snap   uint32
-		Pad    uint32
+		Slot   uint32
 	}
 	Rec   NftraceRecHook
 	Spill [512]NftraceHit
@@ -124,10 +138,18 @@ type NftraceJourney struct {
 	Pad   uint32
 }
 
+type NftraceKept struct {
+	_       structs.HostLayout
+	Private uint64
+	Gen     uint64
+	Chain   uint64
+}
+
 type NftraceLimits uint32
 
 const (
 	NftraceLimitsFRAMES NftraceLimits = 8
+	NftraceLimitsKEPT   NftraceLimits = 64
 )
 
 type NftraceLookup struct {
@@ -228,6 +250,8 @@ type NftracePlan struct {
 	Hook    uint32
 	Blocks  uint32
 	Ntables uint32
+	Kept    uint32
+	Pad     uint32
 	Tables  [6]struct {
 		_      structs.HostLayout
 		Table  uint64
@@ -235,7 +259,7 @@ type NftracePlan struct {
 		Number uint32
 		Blocks uint32
 		Snap   uint32
-		Pad    uint32
+		Slot   uint32
 	}
 	Rec [6]NftraceHookTable
 }
@@ -339,6 +363,8 @@ type NftraceXtTab struct {
 	Entries uint64
 	Number  uint32
 	Blocks  uint32
+	Slot    uint32
+	Pad     uint32
 	Base    [256]uint64
 }
 
@@ -365,6 +391,7 @@ const (
 	NftraceMapFrames          = "frames"
 	NftraceMapHitsFound       = "hits_found"
 	NftraceMapJourneys        = "journeys"
+	NftraceMapKept            = "kept"
 	NftraceMapLosses          = "losses"
 	NftraceMapOtherFlows      = "other_flows"
 	NftraceMapPercpuBase      = "percpu_base"
@@ -433,6 +460,7 @@ const (
 	NftraceVarWakeBytes       = "wake_bytes"
 	NftraceVarXt              = "xt"
 	NftraceVarXtFrees         = "xt_frees"
+	NftraceVarXtMade          = "xt_made"
 )
 
 // LoadNftrace returns the embedded CollectionSpec for Nftrace.
@@ -512,6 +540,7 @@ type NftraceMapSpecs struct {
 	Frames       *ebpf.MapSpec `ebpf:"frames"`
 	HitsFound    *ebpf.MapSpec `ebpf:"hits_found"`
 	Journeys     *ebpf.MapSpec `ebpf:"journeys"`
+	Kept         *ebpf.MapSpec `ebpf:"kept"`
 	Losses       *ebpf.MapSpec `ebpf:"losses"`
 	OtherFlows   *ebpf.MapSpec `ebpf:"other_flows"`
 	PercpuBase   *ebpf.MapSpec `ebpf:"percpu_base"`
@@ -567,6 +596,7 @@ type NftraceVariableSpecs struct {
 	WakeBytes       *ebpf.VariableSpec `ebpf:"wake_bytes"`
 	Xt              *ebpf.VariableSpec `ebpf:"xt"`
 	XtFrees         *ebpf.VariableSpec `ebpf:"xt_frees"`
+	XtMade          *ebpf.VariableSpec `ebpf:"xt_made"`
 }
 
 // NftraceObjects contains all objects after they have been loaded into the kernel.
@@ -599,6 +629,7 @@ type NftraceMaps struct {
 	Frames       *ebpf.Map `ebpf:"frames"`
 	HitsFound    *ebpf.Map `ebpf:"hits_found"`
 	Journeys     *ebpf.Map `ebpf:"journeys"`
+	Kept         *ebpf.Map `ebpf:"kept"`
 	Losses       *ebpf.Map `ebpf:"losses"`
 	OtherFlows   *ebpf.Map `ebpf:"other_flows"`
 	PercpuBase   *ebpf.Map `ebpf:"percpu_base"`
@@ -623,6 +654,7 @@ func (m *NftraceMaps) Close() error {
 		m.Frames,
 		m.HitsFound,
 		m.Journeys,
+		m.Kept,
 		m.Losses,
 		m.OtherFlows,
 		m.PercpuBase,
@@ -679,6 +711,7 @@ type NftraceVariables struct {
 	WakeBytes       *ebpf.Variable `ebpf:"wake_bytes"`
 	Xt              *ebpf.Variable `ebpf:"xt"`
 	XtFrees         *ebpf.Variable `ebpf:"xt_frees"`
+	XtMade          *ebpf.Variable `ebpf:"xt_made"`
 }
 
 // NftracePrograms contains all programs after they have been loaded into the kernel.

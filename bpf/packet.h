@@ -83,73 +83,93 @@ static __always_inline void read_owner(struct pkt *p, struct sk_buff *skb,
 	p->flags |= PKT_F_OWNER;
 }
 
+/* Words of pkt.data; those behind are not there where cap is no more than they hold. */
+#define SHORT_WORDS 12
+
 /* pkt.data by words; volatile, or clang would load many of them first, onto the stack. */
 static __always_inline volatile u64 *data_words(const struct pkt *p)
 {
 	return (void *)p->data;
 }
 
-/* What targets may change of a packet. */
-static __always_inline void read_data(struct pkt *p, struct sk_buff *skb)
+/*
+ * Copies p->cap bytes from the network header on. What is behind the linear part
+ * (skb_shared_info is, and longer than this) is read with it and not used: so same_data
+ * need not care.
+ */
+__verified_once int copy_data(struct pkt *p, u64 at)
 {
-	unsigned char *head = skb->head;
-	u32 nh = skb->network_header;
+	if (!p)
+		return 0;
+	if (bpf_rdonly_cast) {
+		const struct many_words *from = words_at((void *)at);
+		volatile u64 *to = data_words(p);
+
+#pragma unroll
+		for (int i = 0; i < PKT_DATA / 8; i++) {
+			if (i == SHORT_WORDS && p->cap <= i * 8)
+				break;
+			to[i] = from->w[i];
+		}
+	} else if (bpf_probe_read_kernel(p->data, sizeof(p->data),
+					 (void *)at)) {
+		p->cap = 0;
+	}
+	return 0;
+}
+
+/* Copies p->mac_len bytes of the header of the link layer, and what is behind. */
+__verified_once int copy_mac(struct pkt *p, u64 at)
+{
+	if (!p)
+		return 0;
+	if (bpf_rdonly_cast) {
+		const struct many_words *from = words_at((void *)at);
+		u64 *to = (void *)p->mac;
+
+		to[0] = from->w[0];
+		to[1] = from->w[1];
+		if (p->mac_len <= 16)
+			return 0;
+		to[2] = from->w[2];
+		to[3] = from->w[3];
+	} else if (bpf_probe_read_kernel(p->mac, sizeof(p->mac), (void *)at)) {
+		p->mac_len = 0;
+	}
+	return 0;
+}
+
+/* What targets may change of a packet. */
+static __always_inline void read_data(struct pkt *p, struct sk_buff *skb,
+				      unsigned char *head, u32 nh)
+{
+	u64 nfct = skb->_nfct;
 	u32 off = skb->data - head;
 	u32 lin = skb->len - skb->data_len + off;
 
 	/* From the network header on, wherever skb->data is. */
 	p->len = skb->len + off - nh;
 	p->mark = skb->mark;
-	p->ctinfo = skb->_nfct & 7;
+	p->ctinfo = nfct & 7;
+	p->flags = nfct ? PKT_F_CT : 0;
 	/* The linear part, from the network header on. */
 	lin = lin > nh ? lin - nh : 0;
 	if (lin > PKT_DATA)
 		lin = PKT_DATA;
 	p->cap = lin;
-	/*
-	 * What is behind the linear part (skb_shared_info is, and longer than
-	 * this) is read with it and not used: so same_data need not care.
-	 */
-	if (bpf_rdonly_cast) {
-		const struct many_words *from = words_at(head + nh);
-		volatile u64 *to = data_words(p);
-
-#pragma unroll
-		for (int i = 0; i < PKT_DATA / 8; i++)
-			to[i] = from->w[i];
-	} else if (bpf_probe_read_kernel(p->data, sizeof(p->data), head + nh)) {
-		p->cap = 0;
-	}
-}
-
-/* What is behind the header is read with it, as behind the data. */
-static __always_inline void read_mac(struct pkt *p, const void *at)
-{
-	if (bpf_rdonly_cast) {
-		const struct many_words *from = words_at(at);
-		u64 *to = (void *)p->mac;
-
-#pragma unroll
-		for (int i = 0; i < PKT_MAC / 8; i++) {
-			if (i * 8 < p->mac_len)
-				to[i] = from->w[i];
-		}
-	} else if (bpf_probe_read_kernel(p->mac, sizeof(p->mac), at)) {
-		p->mac_len = 0;
-	}
+	copy_data(p, (u64)head + nh);
 }
 
 static __always_inline void read_pkt(struct pkt *p, struct sk_buff *skb,
 				     struct net *net)
 {
-	u32 nh = skb->network_header, mh = skb->mac_header;
+	u32 nh = skb->network_header, mh = skb->mac_header, mac_len;
 	struct net_device *dev = skb->dev;
-	u32 mac_len;
+	unsigned char *head = skb->head;
 
-	read_data(p, skb);
+	read_data(p, skb, head, nh);
 	p->ethertype = bpf_ntohs(skb->protocol);
 	p->vlan = vlan_of(skb);
-	p->flags = skb->_nfct ? PKT_F_CT : 0;
 	read_owner(p, skb, net);
 	p->mac_len = 0;
 	p->dev_type = 0;
@@ -159,7 +179,7 @@ static __always_inline void read_pkt(struct pkt *p, struct sk_buff *skb,
 		/* dump_mac_header prints hard_header_len bytes */
 		if (mh != 0xffff && mh != nh && mac_len && mac_len <= PKT_MAC) {
 			p->mac_len = mac_len;
-			read_mac(p, skb->head + mh);
+			copy_mac(p, (u64)head + mh);
 		}
 	}
 }
@@ -187,8 +207,11 @@ __verified_once int same_data(const struct pkt *a, const struct pkt *b)
 		first &= bpf_cpu_to_be64(0xffffffffffffff00);
 	diff |= first | second;
 #pragma unroll
-	for (int i = 2; i < PKT_DATA / 8; i++)
+	for (int i = 2; i < PKT_DATA / 8; i++) {
+		if (i == SHORT_WORDS && (a->cap | b->cap) <= i * 8)
+			break;
 		diff |= x[i] ^ y[i];
+	}
 	return !diff;
 }
 

@@ -35,6 +35,7 @@
 
 enum limits {
 	FRAMES = 8, /* frames of a CPU */
+	KEPT = 64,  /* tables of a CPU of which softirqs keep the counters */
 };
 
 struct xt_counters {
@@ -57,6 +58,8 @@ struct xt_tab {
 	u64 entries; /* address of the first entry */
 	u32 number;  /* of entries */
 	u32 blocks;
+	u32 slot; /* in kept */
+	u32 pad;
 	u64 base[MAX_BLOCKS]; /* per-CPU pointers of the counter blocks */
 };
 
@@ -121,6 +124,9 @@ struct xt_layout xt = {};
 
 /* Counts tables that were freed. */
 u64 xt_frees = 0;
+
+/* Counts tables that were made known. */
+u64 xt_made = 0;
 
 /*
  * struct ipt_entry and ip6t_entry (UAPI): the counters end the header, and
@@ -188,6 +194,7 @@ static __noinline struct xt_tab *tab_make(u64 info, u32 pf, u32 on)
 			      (void *)(info + xt.number));
 	tab->entries = info + xt.entries;
 	tab->blocks = (tab->number + BLOCK - 1) / BLOCK;
+	tab->slot = __sync_fetch_and_add(&xt_made, 1) % KEPT;
 	if (!tab->number || tab->blocks > snap_blocks ||
 	    tab->blocks > MAX_BLOCKS)
 		return NULL;
@@ -219,7 +226,7 @@ struct frame_table {
 	u32 number;
 	u32 blocks;
 	u32 snap; /* number of its first block in the frame's snapshot */
-	u32 pad;
+	u32 slot; /* in kept */
 };
 
 /* A call of nf_hook_slow for a followed packet. */
@@ -238,6 +245,8 @@ struct frame {
 	u32 morphed; /* its packet is another one now than the tables saw */
 	u32 first;   /* the first one of its journey */
 	u32 blocks;  /* used of its snapshot */
+	u32 kept; /* its tables' counters are in kept, not in a snapshot of its own */
+	u64 slots; /* a bit for each that its tables have there */
 	struct frame_table tables[MAX_TABLES];
 	struct rec_hook rec;
 	struct hit spill[MAX_HITS]; /* so that the verifier sees rec.hits end */
@@ -251,13 +260,35 @@ struct {
 	__type(value, struct frame);
 } frames SEC(".maps");
 
-/* The copied counters: snap_blocks blocks for each frame. Resized at load. */
+/*
+ * The copied counters: snap_blocks blocks for each frame, then KEPT for each CPU. Resized at
+ * load.
+ */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1);
 	__type(key, u32);
 	__type(value, struct block);
 } xt_snap SEC(".maps");
+
+/*
+ * Softirqs of one CPU do not interrupt each other. So they keep what they read last of a
+ * table's counters, which is what the counters are as long as nobody runs through the table
+ * here: xt_recseq has not moved, or each run since is accounted for (struct cpu). Tasks
+ * copy all anew for each frame.
+ */
+struct kept {
+	u64 private; /* struct xt_table_info * */
+	u64 gen;
+	u64 chain; /* cpu.chain when it was copied */
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, KEPT);
+	__type(key, u32);
+	__type(value, struct kept);
+} kept SEC(".maps");
 
 /* What the comparison reads a block into. */
 struct {
@@ -270,7 +301,17 @@ struct {
 struct cpu {
 	u32 running; /* 1 + the frame that has the CPU; 0: none */
 	u32 next;    /* where to look for a free frame */
+	/*
+	 * What is kept holds at this xt_recseq if it was copied in this chain of runs that are
+	 * accounted for. One of long ago may be the same number by chance.
+	 */
+	u64 chain;
+	u64 when; /* CLOCK_MONOTONIC, ns */
+	u32 recseq;
+	u32 pad;
 };
+
+#define CHAIN_NS 1000000000
 
 /* Index: CPU. Resized at load. */
 struct {
@@ -295,8 +336,9 @@ u64 open_task_frames = 0;
 /* Where a probe runs that is to stop, to start or to end frames. */
 struct where {
 	struct cpu *c;
-	u64 task; /* whose stack; 0: a softirq's */
-	u64 now;  /* CLOCK_MONOTONIC, ns */
+	u64 task;   /* whose stack; 0: a softirq's */
+	u64 now;    /* CLOCK_MONOTONIC, ns */
+	u64 percpu; /* offset of this CPU's variables */
 	u32 cpu;
 	u32 on; /* enum on */
 };
@@ -308,19 +350,27 @@ static __always_inline struct frame *frame_at(u32 n)
 	return n ? bpf_map_lookup_elem(&frames, &key) : NULL;
 }
 
-__verified_once u64 stack_owner(void)
-{
-	return in_softirq() ? 0 : bpf_get_current_task();
-}
-
 static __always_inline bool where_am_i(struct where *w, enum on on)
 {
 	w->on = on;
 	w->now = bpf_ktime_get_ns();
 	w->cpu = bpf_get_smp_processor_id();
 	w->c = bpf_map_lookup_elem(&cpus, &w->cpu);
-	w->task = stack_owner();
+	w->percpu = this_cpu();
+	w->task = in_softirq(w->percpu) ? 0 : bpf_get_current_task();
 	return w->c;
+}
+
+/* x_tables.h:xt_write_recseq_begin: odd while this CPU evaluates. */
+static __always_inline u32 recseq(u64 percpu)
+{
+	return read_u32(percpu + sym_xt_recseq);
+}
+
+/* The same where it may cost: the kernel loads programs with less code faster. */
+__verified_once u32 recseq_again(u64 percpu)
+{
+	return recseq(percpu);
 }
 
 /* ---- counters ---- */
@@ -335,8 +385,15 @@ struct cursor {
 	u32 block; /* of the table */
 	u32 from;  /* the entry of the block's first counter */
 	u32 nhits;
-	u32 bad; /* REC_F_* */
+	u32 bad;  /* REC_F_* */
+	u32 hit;  /* a bit for each table whose rules grew */
+	u32 mode; /* enum sweep_mode */
+	u32 snap; /* index of the frame's first block in xt_snap */
+	u32 kept; /* index of the CPU's first kept block there */
 	u32 pad;
+	u64 at;	    /* address of the block's counters on this CPU */
+	u64 percpu; /* offset of this CPU's variables */
+	u64 chain;  /* of the CPU */
 };
 
 struct {
@@ -358,36 +415,46 @@ struct {
 	__type(value, struct hits);
 } hits_found SEC(".maps");
 
+enum sweep_mode {
+	SWEEP_COPY,
+	SWEEP_COMPARE,
+	SWEEP_UPDATE, /* compare, and keep what is found */
+};
+
 /* One pass. */
 struct sweep {
 	struct frame *f;
 	struct cursor *c;
 	struct hits *found;
-	struct block
-		*now; /* comparing: where a block is read to; NULL: copying */
+	struct block *now; /* where a block is read to, without bpf_rdonly_cast */
 	struct block *old;
-	u64 percpu; /* offset of this CPU's variables */
-	u32 snap;   /* index of the frame's first block in xt_snap */
 };
 
 /*
  * Notes an entry if it grew. Behind MAX_HITS it begins anew, which user space never sees
  * (REC_F_TOOMANY): one way through the code is all that the verifier has to follow.
  */
-static __always_inline void compare(struct sweep *s, u32 index,
-				    struct xt_counters *now,
-				    struct xt_counters *old)
+static __always_inline void compare(struct sweep *s, u32 index, u64 pcnt,
+				    u64 bcnt, struct xt_counters *old)
 {
+	u64 packets = pcnt - old->pcnt;
 	struct hit *h;
 
-	if (now->pcnt == old->pcnt)
+	if (!packets)
 		return;
 	h = &s->found->h[bounded(s->c->nhits, MAX_HITS - 1)];
 	s->c->nhits++;
 	h->index = index;
 	h->table = s->c->table;
-	h->packets = now->pcnt - old->pcnt;
-	h->bytes = now->bcnt - old->bcnt;
+	s->c->hit |= 1U << s->c->table;
+	h->packets = packets;
+	h->bytes = bcnt - old->bcnt;
+	if (packets >> 16)
+		s->c->bad |= REC_F_TOOMANY;
+	if (s->c->mode == SWEEP_UPDATE) {
+		old->pcnt = pcnt;
+		old->bcnt = bcnt;
+	}
 }
 
 #define BATCH 8 /* counters that are compared at a time */
@@ -395,8 +462,23 @@ static __always_inline void compare(struct sweep *s, u32 index,
 static long compare_batch(u32 nr, struct sweep *s)
 {
 	u64 first = bounded(nr, BLOCK / BATCH - 1) * BATCH, diff = 0;
-	struct xt_counters *now = &s->now->c[first], *old = &s->old->c[first];
+	struct xt_counters *old = &s->old->c[first], *now = &s->now->c[first];
 
+	if (bpf_rdonly_cast) {
+		const struct many_words *from =
+			words_at((void *)(s->c->at + first * sizeof(*old)));
+
+#pragma unroll
+		for (int i = 0; i < BATCH; i++)
+			diff |= from->w[2 * i] ^ old[i].pcnt;
+		if (!diff)
+			return 0;
+#pragma unroll
+		for (int i = 0; i < BATCH; i++)
+			compare(s, s->c->from + first + i, from->w[2 * i],
+				from->w[2 * i + 1], &old[i]);
+		return 0;
+	}
 #pragma unroll
 	for (int i = 0; i < BATCH; i++)
 		diff |= now[i].pcnt ^ old[i].pcnt;
@@ -404,7 +486,8 @@ static long compare_batch(u32 nr, struct sweep *s)
 		return 0;
 #pragma unroll
 	for (int i = 0; i < BATCH; i++)
-		compare(s, s->c->from + first + i, &now[i], &old[i]);
+		compare(s, s->c->from + first + i, now[i].pcnt, now[i].bcnt,
+			&old[i]);
 	return 0;
 }
 
@@ -422,37 +505,59 @@ static long sweep_entry(u32 i, struct sweep *s)
 	}
 	s->c->entry += next_offset(pf, &t);
 	o = &s->old->c[bounded(i, BLOCK - 1)];
-	if (!s->now)
+	if (s->c->mode == SWEEP_COPY)
 		*o = t.counters;
 	else
-		compare(s, s->c->from + i, &t.counters, o);
+		compare(s, s->c->from + i, t.counters.pcnt, t.counters.bcnt, o);
 	return 0;
+}
+
+/* Whether what is kept of a table is what its counters are. */
+static __always_inline bool kept_holds(const struct kept *k,
+				       const struct hook_table *ht, u64 chain)
+{
+	return k->chain == chain && k->private == ht->private &&
+	       k->gen == ht->gen;
 }
 
 /* Copies or compares one block of counters, and goes on to the next. */
 static long sweep_block(u32 nr, struct sweep *s)
 {
 	struct frame *f = s->f;
-	u64 t = bounded(s->c->table, 7), n, up, at;
-	struct frame_table *ft;
+	u64 t = bounded(s->c->table, 7), n, up, at, private;
 	u32 key, b = s->c->block;
-	u64 private;
+	struct frame_table *ft;
+	struct hook_table *ht;
 
 	if (t >= f->rec.ntables || t >= MAX_TABLES)
 		return 1;
 	ft = &f->tables[t];
-	private = f->rec.tables[t].private;
-	key = s->snap + ft->snap + b;
+	ht = &f->rec.tables[t];
+	private = ht->private;
+	if (f->kept) {
+		struct kept *k;
+
+		key = ft->slot;
+		k = bpf_map_lookup_elem(&kept, &key);
+		if (!k)
+			return 1;
+		if (s->c->mode == SWEEP_COPY) {
+			k->private = private;
+			k->gen = ht->gen;
+			k->chain = s->c->chain;
+		}
+		key = s->c->kept + ft->slot;
+	} else {
+		key = s->c->snap + ft->snap + b;
+	}
 	s->old = bpf_map_lookup_elem(&xt_snap, &key);
 	if (!s->old)
 		return 1;
-	if (!b && s->now && table_private(ft->table) != private)
-		s->c->bad |= REC_F_REPLACED;
 	at = ft->at;
 	if (ft->blocks > 1 || f->frees != xt_frees) {
 		struct xt_tab *tab = bpf_map_lookup_elem(&xt_tables, &private);
 
-		if (!tab || tab->gen != f->rec.tables[t].gen) {
+		if (!tab || tab->gen != ht->gen) {
 			s->c->bad |= REC_F_REPLACED;
 			return 1;
 		}
@@ -466,52 +571,107 @@ static long sweep_block(u32 nr, struct sweep *s)
 	if (up > BLOCK)
 		return 1;
 	s->c->from = b * BLOCK;
+	s->c->at = at + s->c->percpu;
 	if (nr_cpus == 1) {
 		if (!b)
 			s->c->entry = ft->at;
 		bpf_loop(n, sweep_entry, s, 0);
-	} else if (bpf_probe_read_kernel(s->now ?: s->old,
-					 up * sizeof(struct xt_counters),
-					 (void *)(at + s->percpu))) {
+	} else if ((s->c->mode == SWEEP_COPY || !bpf_rdonly_cast) &&
+		   bpf_probe_read_kernel(
+			   s->c->mode == SWEEP_COPY ? s->old : s->now,
+			   up * sizeof(struct xt_counters), (void *)s->c->at)) {
 		s->c->bad |= REC_F_FAULT;
-	} else if (s->now) {
+	} else if (s->c->mode != SWEEP_COPY) {
 		bpf_loop(up / BATCH, compare_batch, s, 0);
 	}
 	s->c->block = b + 1;
-	if (s->c->block >= ft->blocks) {
-		s->c->block = 0;
-		s->c->table++;
-	}
+	if (s->c->block < ft->blocks)
+		return 0;
+	/* If it is the table now, it was when the counters were read. */
+	if (s->c->mode != SWEEP_COPY && table_private(ft->table) != private)
+		s->c->bad |= REC_F_REPLACED;
+	s->c->block = 0;
+	s->c->table++;
 	return 0;
 }
 
-/* Compares the counters of frame n's tables, or copies them. */
-__verified_once int sweep(u32 n, u32 on, u32 comparing)
+/*
+ * Compares the counters of frame n's tables, or copies them. What is found comes behind
+ * the frame's hits, if what is kept is updated: else it is not sure yet.
+ */
+__verified_once int sweep(u32 n, u32 on, u32 mode)
 {
 	struct sweep s = {};
+	struct cpu *cpu;
+	u32 key;
 
 	s.f = frame_at(n);
 	s.c = bpf_map_lookup_elem(&cursors, &on);
 	if (!s.f || !s.c)
 		return 0;
-	if (comparing) {
-		s.now = bpf_map_lookup_elem(&xt_now, &on);
-		s.found = bpf_map_lookup_elem(&hits_found, &on);
-		if (!s.now || !s.found)
-			return 0;
-	}
-	s.snap = (n - 1) * snap_blocks;
+	key = s.f->cpu;
+	cpu = bpf_map_lookup_elem(&cpus, &key);
+	s.now = bpf_map_lookup_elem(&xt_now, &on);
+	s.found = bpf_map_lookup_elem(&hits_found, &on);
+	if (!s.now || !s.found || !cpu)
+		return 0;
+	if (mode == SWEEP_UPDATE)
+		s.found = (void *)s.f->rec.hits;
+	s.c->chain = cpu->chain;
+	s.c->snap = (n - 1) * snap_blocks;
+	s.c->kept = nr_cpus * FRAMES * snap_blocks + key * KEPT;
+	s.c->mode = mode;
 	s.c->table = 0;
 	s.c->block = 0;
-	s.percpu = (u64)this_cpu(0);
+	s.c->percpu = this_cpu();
 	bpf_loop(snap_blocks, sweep_block, &s, 0);
 	return 0;
 }
 
-/* x_tables.h:xt_write_recseq_begin: odd while this CPU evaluates. */
-__verified_once u32 recseq(void)
+/* Whether all is kept that the frame is to be compared with. */
+__verified_once int all_kept(const struct frame *f, u64 chain)
 {
-	return read_u32((u64)this_cpu(sym_xt_recseq));
+	u32 n, slot;
+
+	if (!f)
+		return false;
+	n = f->rec.ntables;
+#pragma unroll
+	for (int i = 0; i < MAX_TABLES; i++) {
+		struct kept *k;
+
+		if (i >= n)
+			break;
+		slot = f->tables[i].slot;
+		k = bpf_map_lookup_elem(&kept, &slot);
+		if (!k || !kept_holds(k, &f->rec.tables[i], chain))
+			return false;
+	}
+	return true;
+}
+
+/* The same for a frame of a softirq, whose tables' counters are kept. */
+static __always_inline void frame_start_kept(struct where *w, struct frame *f,
+					     u32 n, struct cursor *c, u32 seq)
+{
+	struct cpu *cpu = w->c;
+
+	/* Odd: within another's run, which does not count. */
+	if (seq != cpu->recseq || seq & 1 || w->now - cpu->when > CHAIN_NS)
+		cpu->chain++;
+	cpu->recseq = seq;
+	cpu->when = w->now;
+	c->bad = seq & 1 ? REC_F_UNCOUNTED : 0;
+	/* A task has no business here. */
+	if (w->task)
+		c->bad |= REC_F_TORN;
+	else if (!all_kept(f, cpu->chain))
+		sweep(n, w->on, SWEEP_COPY);
+	if (c->bad)
+		cpu->chain++;
+	f->rec.hdr.flags |= c->bad;
+	f->recseq = seq;
+	cpu->running = n;
 }
 
 /* The frame has the CPU from now on. */
@@ -526,11 +686,16 @@ static __noinline int frame_start(struct where *w, u32 n)
 		return 0;
 	epoch = f->epoch + 1;
 	f->epoch = epoch;
-	seq = recseq();
+	seq = recseq(w->percpu);
+	if (f->kept) {
+		f->cpu = w->cpu;
+		frame_start_kept(w, f, n, c, seq);
+		return 0;
+	}
 	/* Nobody ran through the tables here since the counters were copied. */
 	if (f->copied && f->cpu == w->cpu && f->recseq == seq) {
 		*(volatile u32 *)&w->c->running = n;
-		if (recseq() != f->recseq)
+		if (recseq_again(w->percpu) != f->recseq)
 			f->rec.hdr.flags |= REC_F_TORN;
 		return 0;
 	}
@@ -542,13 +707,13 @@ static __noinline int frame_start(struct where *w, u32 n)
 		return 0;
 	}
 	c->bad = 0;
-	sweep(n, w->on, false);
+	sweep(n, w->on, SWEEP_COPY);
 	/* At the end of a softirq that came meanwhile this was done anew. */
 	if (f->epoch != epoch)
-		seq = recseq();
+		seq = recseq_again(w->percpu);
 	f->recseq = seq;
 	*(volatile u32 *)&w->c->running = n;
-	if (recseq() != seq)
+	if (recseq_again(w->percpu) != seq)
 		c->bad |= REC_F_TORN;
 	if (seq & 1)
 		c->bad |= REC_F_UNCOUNTED;
@@ -557,24 +722,66 @@ static __noinline int frame_start(struct where *w, u32 n)
 	return 0;
 }
 
+/* Number of a frame's tables in which rules grew: of the hits from one on. */
+static __always_inline u32 tables_hit(struct cursor *c)
+{
+	u32 n = 0;
+
+#pragma unroll
+	for (int i = 0; i < MAX_TABLES; i++)
+		n += c->hit >> i & 1;
+	return n;
+}
+
+/* The same for a frame of a softirq, whose tables' counters are kept. */
+static __always_inline bool frame_look_kept(struct where *w, struct frame *f,
+					    u32 n, struct cursor *c, u32 seq)
+{
+	u32 began = f->recseq, runs;
+
+	if (seq == began && !(seq & 1))
+		return true;
+	c->nhits = f->rec.nhits;
+	c->bad = 0;
+	c->hit = 0;
+	sweep(n, w->on, SWEEP_UPDATE);
+	if (c->nhits >= MAX_HITS)
+		c->bad |= REC_F_TOOMANY;
+	else
+		f->rec.nhits = c->nhits;
+	runs = (seq + 1) / 2 - (began + 1) / 2;
+	f->rec.hdr.flags |= c->bad;
+	f->rec.runs += runs;
+	/*
+	 * Each table that was run through is one of these, if there were not more runs than
+	 * tables whose rules grew: what is kept of others holds as well.
+	 */
+	if (c->bad || (seq | began) & 1 || runs != tables_hit(c))
+		w->c->chain++;
+	w->c->recseq = seq;
+	return true;
+}
+
 /* What a frame matched since it got the CPU. Returns whether that is sure. */
 static __always_inline bool frame_look(struct where *w, struct frame *f, u32 n,
 				       struct cursor *c, struct hits *h)
 {
-	u32 epoch = f->epoch, began = f->recseq, seq = recseq(), now;
+	u32 epoch = f->epoch, began = f->recseq, seq = recseq(w->percpu), now;
 	u64 had, found;
 
+	if (f->kept && !w->task)
+		return frame_look_kept(w, f, n, c, seq);
 	c->nhits = 0;
 	c->bad = 0;
 	now = seq;
 	/* Odd: within another's run, which does not count. */
 	if (seq != began || seq & 1) {
-		sweep(n, w->on, true);
-		now = recseq();
+		sweep(n, w->on, SWEEP_COMPARE);
+		now = recseq_again(w->percpu);
 	}
 	/* A softirq that came meanwhile has done all this itself. */
 	if (f->epoch != epoch)
-		return recseq() == f->recseq;
+		return recseq_again(w->percpu) == f->recseq;
 	if (now != seq)
 		return false;
 	/* From here on one that comes finds nothing to do. */
@@ -668,7 +875,7 @@ static __noinline int frame_send(struct where *w, struct frame *f,
 	after = bpf_map_lookup_elem(&after_scratch, &w->on);
 	if (!after)
 		return 0;
-	read_data(&after->pkt, skb);
+	read_data(&after->pkt, skb, skb->head, skb->network_header);
 	if (same_data(&after->pkt, &rec->before))
 		return 0;
 	rec_begin(&after->hdr, REC_AFTER, j, NULL, w->now);
@@ -853,8 +1060,13 @@ static long find_table(u32 i, struct find_tables *t)
 	tab = tab_get(h.private, t->pf, t->on);
 	if (!tab || f->blocks + tab->blocks > snap_blocks) {
 		f->rec.hdr.flags |= REC_F_NOTABLE;
+		f->kept = 0;
 		return 0;
 	}
+	if (tab->blocks > 1 || f->slots >> (tab->slot % KEPT) & 1)
+		f->kept = 0;
+	f->slots |= 1ULL << (tab->slot % KEPT);
+	ft->slot = tab->slot;
 	ht->gen = tab->gen;
 	ft->snap = f->blocks;
 	f->blocks += tab->blocks;
@@ -876,6 +1088,8 @@ struct plan {
 	u32 pf, hook;
 	u32 blocks;
 	u32 ntables;
+	u32 kept;
+	u32 pad;
 	struct frame_table tables[MAX_TABLES];
 	struct hook_table rec[MAX_TABLES];
 };
@@ -903,6 +1117,24 @@ static __always_inline struct plan *plan_of(struct where *w, struct frame *f)
 	return bpf_map_lookup_elem(&plans, &key);
 }
 
+/* Whether a table was replaced or came since. The branch is the caller's, once for all. */
+static __always_inline u64 plan_changed(struct plan *p, const bool cast)
+{
+	u64 diff = read_word(p->head, cast) ^ p->newest;
+
+#pragma unroll
+	for (int i = 0; i < MAX_TABLES; i++) {
+		if (i >= p->ntables)
+			break;
+		diff |= read_word(p->tables[i].table +
+					  offsetof(struct xt_table_head,
+						   private),
+				  cast) ^
+			p->rec[i].private;
+	}
+	return diff;
+}
+
 /* Gives a frame the tables of its hook, if no table was replaced or came since. */
 static __noinline bool plan_use(struct where *w, struct frame *f)
 {
@@ -912,16 +1144,11 @@ static __noinline bool plan_use(struct where *w, struct frame *f)
 	if (!p || p->net != f->net || p->hook != f->rec.place.hook ||
 	    p->pf != f->rec.place.pf || p->frees != f->frees)
 		return false;
-	diff = read_u64(p->head) ^ p->newest;
-#pragma unroll
-	for (int i = 0; i < MAX_TABLES; i++) {
-		if (i >= p->ntables)
-			break;
-		diff |= table_private(p->tables[i].table) ^ p->rec[i].private;
-	}
+	diff = bpf_rdonly_cast ? plan_changed(p, true) : plan_changed(p, false);
 	if (diff)
 		return false;
 	f->blocks = p->blocks;
+	f->kept = p->kept;
 	f->rec.ntables = p->ntables;
 	__builtin_memcpy(f->tables, p->tables, sizeof(f->tables));
 	__builtin_memcpy(f->rec.tables, p->rec, sizeof(p->rec));
@@ -943,6 +1170,7 @@ static __noinline int plan_make(struct where *w, struct frame *f, u64 head,
 	p->pf = f->rec.place.pf;
 	p->hook = f->rec.place.hook;
 	p->blocks = f->blocks;
+	p->kept = f->kept;
 	p->ntables = f->rec.ntables;
 	__builtin_memcpy(p->tables, f->tables, sizeof(f->tables));
 	__builtin_memcpy(p->rec, f->rec.tables, sizeof(p->rec));
@@ -951,20 +1179,24 @@ static __noinline int plan_make(struct where *w, struct frame *f, u64 head,
 
 /* net/netfilter/x_tables.c: the tables of a namespace that a hook runs through. */
 static __always_inline void find_tables(struct where *w, struct frame *f,
-					struct net *net, u32 pf, u32 hook)
+					struct net *net)
 {
-	struct find_tables t = { .f = f, .pf = pf, .hook = hook, .on = w->on };
-	u64 pernet = 0, newest = 0;
+	u32 pf = f->rec.place.pf;
+	struct find_tables t = {
+		.f = f, .pf = pf, .hook = f->rec.place.hook, .on = w->on
+	};
+	u64 pernet, newest;
 
 	if (!xt.on || (pf != NFPROTO_IPV4 && pf != NFPROTO_IPV6))
 		return;
 	if (plan_use(w, f))
 		return;
-	bpf_probe_read_kernel(&pernet, sizeof(pernet),
-			      (void *)net->gen + 8UL * xt.pernet_id);
+	pernet = read_u64((u64)net->gen + 8UL * xt.pernet_id);
+	if (!pernet)
+		return;
 	t.head = pernet + pf * 2 * sizeof(u64);
-	if (!pernet ||
-	    bpf_probe_read_kernel(&newest, sizeof(newest), (void *)t.head))
+	newest = read_u64(t.head);
+	if (!newest)
 		return;
 	t.node = newest;
 	bpf_loop(2 * MAX_TABLES, find_table, &t, 0);
@@ -995,6 +1227,7 @@ static __always_inline void frame_open(struct where *w, u64 sp,
 				       struct journey *j,
 				       const struct decision *d)
 {
+	struct net *net = state->net;
 	struct find_free s = {};
 	struct frame *f;
 	u64 task;
@@ -1003,7 +1236,9 @@ static __always_inline void frame_open(struct where *w, u64 sp,
 		frames_pop(w, sp);
 	s.cpu = w->cpu;
 	s.next = w->c->next++;
-	bpf_loop(FRAMES, find_free, &s, 0);
+	/* The first one mostly is. */
+	if (!find_free(0, &s))
+		bpf_loop(FRAMES, find_free, &s, 0);
 	f = frame_at(s.n);
 	if (!f) {
 		count_loss(LOSS_FRAMES);
@@ -1013,24 +1248,26 @@ static __always_inline void frame_open(struct where *w, u64 sp,
 	f->task = w->task;
 	f->skb = (u64)skb;
 	f->jid = j->id;
-	f->net = (u64)state->net;
+	f->net = (u64)net;
 	f->frees = xt_frees;
 	f->cpu = w->cpu;
 	f->copied = 0;
 	f->split = 0;
 	f->morphed = 0;
 	f->blocks = 0;
+	f->kept = !w->task;
+	f->slots = 0;
 	f->first = d->first;
 	f->rec.hdr.flags = d->flags;
-	f->rec.hdr.netns = state->net->ns.inum;
+	f->rec.hdr.netns = net->ns.inum;
 	f->rec.entry_ts = w->now;
 	f->rec.ntables = 0;
 	f->rec.nhits = 0;
 	f->rec.runs = 0;
 	read_place(&f->rec.place, skb, state);
-	find_tables(w, f, state->net, state->pf, state->hook);
+	find_tables(w, f, net);
 	if (f->first || f->rec.ntables)
-		read_pkt(&f->rec.before, skb, state->net);
+		read_pkt(&f->rec.before, skb, net);
 
 	f->sp = sp;
 	__sync_fetch_and_add(&open_frames, 1);
@@ -1074,7 +1311,8 @@ static __always_inline bool frame_split(struct where *w, struct sk_buff *skb,
 /* Whether a table of the frame's hook was run through, or may have been. */
 static __always_inline bool frame_evaluated(struct frame *f)
 {
-	return f->rec.nhits || f->rec.runs || recseq() != f->recseq;
+	return f->rec.nhits || f->rec.runs ||
+	       recseq_again(this_cpu()) != f->recseq;
 }
 
 /* The packet has become another one before any table saw it. */
@@ -1098,7 +1336,8 @@ static __always_inline bool same_call(u64 sp, struct nf_hook_state *state,
 
 	return f && f->jid == j->id && f->sp == sp &&
 	       f->rec.place.hook == state->hook &&
-	       f->rec.place.pf == state->pf && f->recseq == recseq();
+	       f->rec.place.pf == state->pf &&
+	       f->recseq == recseq_again(this_cpu());
 }
 
 #endif
