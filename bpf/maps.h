@@ -170,47 +170,30 @@ static __always_inline void rec_begin(struct rec_hdr *h, u16 type,
 	h->seq = j->seq++;
 }
 
+/* The next record is the first with a table, which is to be read before it is replaced. */
+u64 new_table = 0;
+
 /*
  * The reader polls; it is woken only when the buffer is filling up, because a wake-up costs
- * more than the record. One record in four, the first of a journey among them, has a look.
+ * more than the record, and for a new table. One record in four, the first of a journey among
+ * them, has a look at the buffer.
  */
 static __always_inline u64 rec_wake(const struct rec_hdr *h)
 {
+	if (new_table) {
+		new_table = 0;
+		return BPF_RB_FORCE_WAKEUP;
+	}
 	if (h->seq % 4 == 0 &&
 	    bpf_ringbuf_query(&records, BPF_RB_AVAIL_DATA) > wake_bytes)
 		return BPF_RB_FORCE_WAKEUP;
 	return BPF_RB_NO_WAKEUP;
 }
 
-/* Hands a record over, whose size is a constant. */
-static __always_inline void rec_send(void *rec, const u64 size)
+/* Hands a record over. */
+static __always_inline void rec_send(void *rec, u64 size)
 {
-	void *to = bpf_ringbuf_reserve(&records, size, 0);
-
-	if (!to) {
-		count_loss(LOSS_RINGBUF);
-		return;
-	}
-	/* By words. */
-	__builtin_memcpy(__builtin_assume_aligned(to, 8),
-			 __builtin_assume_aligned(rec, 8), size);
-	bpf_ringbuf_submit(to, rec_wake(rec));
-}
-
-/* Most calls of hooks fit, which then are copied by words, not by a helper's bytes. */
-struct rec_short {
-	u64 words[(__builtin_offsetof(struct rec_hook, hits) +
-		   8 * sizeof(struct hit)) /
-		  8];
-};
-
-static __always_inline void rec_send_hook(struct rec_hook *rec, u32 nhits)
-{
-	u64 size = offsetof(struct rec_hook, hits) + nhits * sizeof(struct hit);
-
-	if (size <= sizeof(struct rec_short))
-		rec_send(rec, sizeof(struct rec_short));
-	else if (bpf_ringbuf_output(&records, rec, size, rec_wake(&rec->hdr)))
+	if (bpf_ringbuf_output(&records, rec, size, rec_wake(rec)))
 		count_loss(LOSS_RINGBUF);
 }
 

@@ -400,7 +400,9 @@ int BPF_PROG(table_lookup, struct net *net, u8 af, const char *name, u64 table)
 	if (!table || table >= (u64)-4095 ||
 	    bpf_probe_read_kernel(&h, sizeof(h), (void *)table))
 		return 0;
-	tab = tab_get(h.private, af, ON_LOOKUP);
+	tab = bpf_map_lookup_elem(&xt_tables, &h.private);
+	if (!tab)
+		tab = tab_make(h.private, af, ON_LOOKUP);
 	last_lookup.private = h.private;
 	if (tab)
 		last_lookup.gen = tab->gen;

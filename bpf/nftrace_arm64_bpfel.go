@@ -86,8 +86,8 @@ type NftraceFrame struct {
 	Morphed uint32
 	First   uint32
 	Blocks  uint32
+	Fresh   uint32
 	Kept    uint32
-	_       [4]byte
 	Slots   uint64
 	Tables  [6]struct {
 		_      structs.HostLayout
@@ -425,6 +425,7 @@ const (
 	NftraceVarIfaceBits       = "iface_bits"
 	NftraceVarLastLookup      = "last_lookup"
 	NftraceVarLive            = "live"
+	NftraceVarNewTable        = "new_table"
 	NftraceVarNrCpus          = "nr_cpus"
 	NftraceVarOpenFrames      = "open_frames"
 	NftraceVarOpenTaskFrames  = "open_task_frames"
@@ -561,6 +562,7 @@ type NftraceVariableSpecs struct {
 	IfaceBits       *ebpf.VariableSpec `ebpf:"iface_bits"`
 	LastLookup      *ebpf.VariableSpec `ebpf:"last_lookup"`
 	Live            *ebpf.VariableSpec `ebpf:"live"`
+	NewTable        *ebpf.VariableSpec `ebpf:"new_table"`
 	NrCpus          *ebpf.VariableSpec `ebpf:"nr_cpus"`
 	OpenFrames      *ebpf.VariableSpec `ebpf:"open_frames"`
 	OpenTaskFrames  *ebpf.VariableSpec `ebpf:"open_task_frames"`
@@ -676,6 +678,7 @@ type NftraceVariables struct {
 	IfaceBits       *ebpf.Variable `ebpf:"iface_bits"`
 	LastLookup      *ebpf.Variable `ebpf:"last_lookup"`
 	Live            *ebpf.Variable `ebpf:"live"`
+	NewTable        *ebpf.Variable `ebpf:"new_table"`
 	NrCpus          *ebpf.Variable `ebpf:"nr_cpus"`
 	OpenFrames      *ebpf.Variable `ebpf:"open_frames"`
 	OpenTaskFrames  *ebpf.Variable `ebpf:"open_task_frames"`

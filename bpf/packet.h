@@ -160,8 +160,8 @@ static __always_inline void read_data(struct pkt *p, struct sk_buff *skb,
 	copy_data(p, (u64)head + nh);
 }
 
-static __always_inline void read_pkt(struct pkt *p, struct sk_buff *skb,
-				     struct net *net)
+static __noinline int read_pkt(struct pkt *p, struct sk_buff *skb,
+			       struct net *net)
 {
 	u32 nh = skb->network_header, mh = skb->mac_header, mac_len;
 	struct net_device *dev = skb->dev;
@@ -182,6 +182,7 @@ static __always_inline void read_pkt(struct pkt *p, struct sk_buff *skb,
 			copy_mac(p, (u64)head + mh);
 		}
 	}
+	return 0;
 }
 
 /*

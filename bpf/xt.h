@@ -206,16 +206,10 @@ static __noinline struct xt_tab *tab_make(u64 info, u32 pf, u32 on)
 		if (w.bad)
 			return NULL;
 	}
+	new_table = 1;
 	/* Not instead of what a softirq made known meanwhile: there is one generation. */
 	bpf_map_update_elem(&xt_tables, &info, tab, BPF_NOEXIST);
 	return bpf_map_lookup_elem(&xt_tables, &info);
-}
-
-static __always_inline struct xt_tab *tab_get(u64 info, u32 pf, u32 on)
-{
-	struct xt_tab *tab = bpf_map_lookup_elem(&xt_tables, &info);
-
-	return tab ? tab : tab_make(info, pf, on);
 }
 
 /* ---- frames ---- */
@@ -245,6 +239,7 @@ struct frame {
 	u32 morphed; /* its packet is another one now than the tables saw */
 	u32 first;   /* the first one of its journey */
 	u32 blocks;  /* used of its snapshot */
+	u32 fresh;   /* one of its tables was met for the first time */
 	u32 kept; /* its tables' counters are in kept, not in a snapshot of its own */
 	u64 slots; /* a bit for each that its tables have there */
 	struct frame_table tables[MAX_TABLES];
@@ -462,32 +457,20 @@ static __always_inline void compare(struct sweep *s, u32 index, u64 pcnt,
 static long compare_batch(u32 nr, struct sweep *s)
 {
 	u64 first = bounded(nr, BLOCK / BATCH - 1) * BATCH, diff = 0;
-	struct xt_counters *old = &s->old->c[first], *now = &s->now->c[first];
+	struct xt_counters *old = &s->old->c[first];
+	const struct many_words *now = (void *)&s->now->c[first];
 
-	if (bpf_rdonly_cast) {
-		const struct many_words *from =
-			words_at((void *)(s->c->at + first * sizeof(*old)));
-
-#pragma unroll
-		for (int i = 0; i < BATCH; i++)
-			diff |= from->w[2 * i] ^ old[i].pcnt;
-		if (!diff)
-			return 0;
-#pragma unroll
-		for (int i = 0; i < BATCH; i++)
-			compare(s, s->c->from + first + i, from->w[2 * i],
-				from->w[2 * i + 1], &old[i]);
-		return 0;
-	}
+	if (bpf_rdonly_cast)
+		now = words_at((void *)(s->c->at + first * sizeof(*old)));
 #pragma unroll
 	for (int i = 0; i < BATCH; i++)
-		diff |= now[i].pcnt ^ old[i].pcnt;
+		diff |= now->w[2 * i] ^ old[i].pcnt;
 	if (!diff)
 		return 0;
 #pragma unroll
 	for (int i = 0; i < BATCH; i++)
-		compare(s, s->c->from + first + i, now[i].pcnt, now[i].bcnt,
-			&old[i]);
+		compare(s, s->c->from + first + i, now->w[2 * i],
+			now->w[2 * i + 1], &old[i]);
 	return 0;
 }
 
@@ -869,7 +852,11 @@ static __noinline int frame_send(struct where *w, struct frame *f,
 	n = bounded(rec->nhits, 2 * MAX_HITS - 1);
 	if (n > MAX_HITS)
 		return 0;
-	rec_send_hook(rec, n);
+	if (f->fresh) {
+		f->fresh = 0;
+		new_table = 1;
+	}
+	rec_send(rec, offsetof(struct rec_hook, hits) + n * sizeof(struct hit));
 	if (!skb || f->split || !n)
 		return 0;
 	after = bpf_map_lookup_elem(&after_scratch, &w->on);
@@ -1057,7 +1044,11 @@ static long find_table(u32 i, struct find_tables *t)
 	ht->gen = 0;
 	bpf_probe_read_kernel(ht->name, sizeof(ht->name),
 			      (void *)(node + xt.name));
-	tab = tab_get(h.private, t->pf, t->on);
+	tab = bpf_map_lookup_elem(&xt_tables, &h.private);
+	if (!tab) {
+		tab = tab_make(h.private, t->pf, t->on);
+		f->fresh = 1;
+	}
 	if (!tab || f->blocks + tab->blocks > snap_blocks) {
 		f->rec.hdr.flags |= REC_F_NOTABLE;
 		f->kept = 0;
@@ -1255,6 +1246,7 @@ static __always_inline void frame_open(struct where *w, u64 sp,
 	f->split = 0;
 	f->morphed = 0;
 	f->blocks = 0;
+	f->fresh = 0;
 	f->kept = !w->task;
 	f->slots = 0;
 	f->first = d->first;
