@@ -81,6 +81,7 @@ type NftraceFrame struct {
 	Cpu     uint32
 	Recseq  uint32
 	Epoch   uint32
+	Stops   uint32
 	Copied  uint32
 	Split   uint32
 	Morphed uint32
@@ -88,6 +89,7 @@ type NftraceFrame struct {
 	Blocks  uint32
 	Fresh   uint32
 	Kept    uint32
+	_       [4]byte
 	Slots   uint64
 	Tables  [6]struct {
 		_      structs.HostLayout

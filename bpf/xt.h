@@ -232,8 +232,9 @@ struct frame {
 	u64 net;   /* struct net * */
 	u64 frees; /* xt_frees when it opened */
 	u32 cpu;
-	u32 recseq;  /* when it got the CPU */
-	u32 epoch;   /* counts stops and starts */
+	u32 recseq; /* when it got the CPU */
+	u32 epoch;  /* counts stops and starts */
+	u32 stops;
 	u32 copied;  /* its snapshot is what the counters were at recseq */
 	u32 split;   /* number of parts that nf_nat_manip_pkt has ended */
 	u32 morphed; /* its packet is another one now than the tables saw */
@@ -749,7 +750,7 @@ static __always_inline bool frame_look_kept(struct where *w, struct frame *f,
 static __always_inline bool frame_look(struct where *w, struct frame *f, u32 n,
 				       struct cursor *c, struct hits *h)
 {
-	u32 epoch = f->epoch, began = f->recseq, seq = recseq(w->percpu), now;
+	u32 stops = f->stops, began = f->recseq, seq = recseq(w->percpu), now;
 	u64 had, found;
 
 	if (f->kept && !w->task)
@@ -762,13 +763,13 @@ static __always_inline bool frame_look(struct where *w, struct frame *f, u32 n,
 		sweep(n, w->on, SWEEP_COMPARE);
 		now = recseq_again(w->percpu);
 	}
-	/* A softirq that came meanwhile has done all this itself. */
-	if (f->epoch != epoch)
+	/* From here on a softirq that comes finds nothing to do. */
+	*(volatile u32 *)&w->c->running = 0;
+	/* One that came before has done all this itself. */
+	if (*(volatile u32 *)&f->stops != stops)
 		return recseq_again(w->percpu) == f->recseq;
 	if (now != seq)
 		return false;
-	/* From here on one that comes finds nothing to do. */
-	*(volatile u32 *)&w->c->running = 0;
 	had = f->rec.nhits;
 	found = c->nhits;
 	if (had + found >= MAX_HITS) {
@@ -804,6 +805,7 @@ static __noinline int frame_stop(struct where *w)
 	if (!frame_look(w, f, n, c, h))
 		f->rec.hdr.flags |= REC_F_TORN;
 	f->epoch++;
+	f->stops++;
 	w->c->running = 0;
 	return 0;
 }
