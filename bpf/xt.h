@@ -206,7 +206,6 @@ static __noinline struct xt_tab *tab_make(u64 info, u32 pf, u32 on)
 		if (w.bad)
 			return NULL;
 	}
-	new_table = 1;
 	/* Not instead of what a softirq made known meanwhile: there is one generation. */
 	bpf_map_update_elem(&xt_tables, &info, tab, BPF_NOEXIST);
 	return bpf_map_lookup_elem(&xt_tables, &info);
@@ -232,9 +231,9 @@ struct frame {
 	u64 net;   /* struct net * */
 	u64 frees; /* xt_frees when it opened */
 	u32 cpu;
-	u32 recseq; /* when it got the CPU */
-	u32 epoch;  /* counts stops and starts */
-	u32 stops;
+	u32 recseq;  /* when it got the CPU */
+	u32 epoch;   /* counts stops and starts */
+	u32 stops;   /* counts those alone */
 	u32 copied;  /* its snapshot is what the counters were at recseq */
 	u32 split;   /* number of parts that nf_nat_manip_pkt has ended */
 	u32 morphed; /* its packet is another one now than the tables saw */
