@@ -581,8 +581,8 @@ func (c *chain) change(who string, mark uint32, data []byte, ok bool) {
 }
 
 // behind is the packet p behind the last target that changed it, from how it was when
-// it was next seen; nil if it was not, or was another packet by
-// then (a fragment, in a tunnel).
+// it was next seen; nil if it was not, or was another packet by then (a fragment, in a
+// tunnel).
 // Routing, which comes between, changes devices and the TTL (hop limit): those are p's.
 func behind(p, after *events.Packet) *events.Packet {
 	if after == nil {

@@ -26,8 +26,8 @@ type bench struct {
 	kernel string
 }
 
-// calm is how long the kernel has for what is left to do when a variant has ended.
-const calm = time.Second
+// cleanup is how long the kernel has for what is left to do when a variant has ended.
+const cleanup = time.Second
 
 func newBench(ctx context.Context, o options, log io.Writer) (*bench, error) {
 	b := &bench{o: o, log: log}
@@ -130,7 +130,7 @@ func (b *bench) slope(many int, finish func() error, pid int) (c cost, sent int,
 
 func (b *bench) baseline() (float64, error) {
 	// What an nftrace or the TRACE target left to be cleaned up is not a packet's cost.
-	time.Sleep(calm)
+	time.Sleep(cleanup)
 	if err := b.flow.send(b.o.few); err != nil {
 		return 0, err
 	}
