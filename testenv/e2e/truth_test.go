@@ -226,7 +226,8 @@ func seeds(t *testing.T) (from, to uint64) {
 
 // TestTruth holds nftrace against the kernel's own TRACE: every line of every packet,
 // in every ruleset of testdata/truth and in random ones, must be the same. With
-// NFTRACE_TRUTH=half every second ruleset is left out; NFTRACE_SEEDS asks for more.
+// NFTRACE_TRUTH=half every second ruleset is left out; NFTRACE_SEEDS asks for more. NFTRACE_KEEP
+// names a directory for each ruleset and what kernel and nftrace said of its packets.
 func TestTruth(t *testing.T) {
 	files, err := filepath.Glob("testdata/truth/*.txtar")
 	if err != nil {
@@ -318,11 +319,6 @@ func runTruth(t *testing.T, c *truth) (npackets, nlines int) {
 		if out, err := cmd.CombinedOutput(); err != nil {
 			t.Fatalf("%s-restore: %v: %s\n%s", f.program, err, out, rules)
 		}
-		defer func() {
-			if t.Failed() && len(rules) < 10_000 {
-				t.Logf("%s:\n%s", f.program, rules)
-			}
-		}()
 	}
 	if !c.fresh {
 		// Connections of other cases would not see nat.
@@ -381,6 +377,8 @@ func runTruth(t *testing.T, c *truth) (npackets, nlines int) {
 		t.Errorf("%v\nstderr:\n%s", err, stderr)
 	}
 	if dir := os.Getenv("NFTRACE_KEEP"); dir != "" {
+		os.WriteFile(filepath.Join(dir, c.name+".v4"), []byte(restoreInput(c.v4, !c.fresh)), 0o644)
+		os.WriteFile(filepath.Join(dir, c.name+".v6"), []byte(restoreInput(c.v6, !c.fresh)), 0o644)
 		os.WriteFile(filepath.Join(dir, c.name+".kernel"), []byte(strings.Join(lines, "\n")+"\n"), 0o644)
 		os.WriteFile(filepath.Join(dir, c.name+".nftrace"), data, 0o644)
 	}

@@ -146,7 +146,8 @@ func Compare(kernel, tool []string) error {
 
 // SameOwners returns the tool's lines, of which those that differ from a missing one of the
 // kernel's in nothing but the receiver (UID and GID of a packet at PREROUTING or INPUT)
-// are replaced by the kernel's, and their number.
+// are replaced by the kernel's, and the number of packets they are of. A packet has as
+// many such lines as it runs through rules meanwhile.
 //
 // Early demultiplexing gives a received packet its socket. A task on another CPU that
 // accepts the connection, or closes it, between the tool's look at the packet and the
@@ -173,15 +174,16 @@ func SameOwners(kernel, tool []string) ([]string, int) {
 		}
 		missing[text] = slices.Delete(missing[text], k, k+1)
 	}
-	n := 0
+	packets := map[string]bool{}
 	for _, i := range differ {
 		text, _ := withoutReceiver(tool[i])
 		if left := missing[text]; len(left) > 0 {
 			same[i], missing[text] = left[0], left[1:]
-			n++
+			l, _ := ParseLine(text) // withoutReceiver could
+			packets[l.Packet] = true
 		}
 	}
-	return same, n
+	return same, len(packets)
 }
 
 // withoutReceiver cuts the owner off a line of a received packet.

@@ -166,6 +166,8 @@ func TestMixed(t *testing.T) {
 
 func TestSameOwners(t *testing.T) {
 	const in = "TRACE: filter:INPUT:policy:1 IN=eth0 OUT= SRC=10.0.0.1 DST=10.0.0.2 PROTO=TCP SPT=1 DPT=2"
+	const next = "TRACE: filter:INPUT:policy:1 IN=eth0 OUT= SRC=10.0.0.1 DST=10.0.0.2 ID=7 PROTO=TCP SPT=1 DPT=2"
+	const rule = "TRACE: filter:INPUT:rule:1 IN=eth0 OUT= SRC=10.0.0.1 DST=10.0.0.2 PROTO=TCP SPT=1 DPT=2"
 	const out = "TRACE: filter:OUTPUT:policy:1 IN= OUT=eth0 SRC=10.0.0.2 DST=10.0.0.1 PROTO=TCP SPT=2 DPT=1"
 	const owner = " UID=0 GID=0"
 	for _, tt := range []struct {
@@ -176,6 +178,8 @@ func TestSameOwners(t *testing.T) {
 	}{
 		{"accepted meanwhile", []string{in + owner}, []string{in}, []string{in + owner}, 1},
 		{"closed meanwhile", []string{in}, []string{in + owner}, []string{in}, 1},
+		{"two lines of one packet", []string{rule + owner, in + owner}, []string{rule, in}, []string{rule + owner, in + owner}, 1},
+		{"two packets", []string{next + owner, in + owner}, []string{next, in}, []string{next + owner, in + owner}, 2},
 		{"the same", []string{in, in + owner}, []string{in + owner, in}, []string{in + owner, in}, 0},
 		{"a sender's owner", []string{out + owner}, []string{out}, []string{out}, 0},
 		{"another line", []string{in + owner}, []string{in + " X"}, []string{in + " X"}, 0},
