@@ -61,6 +61,22 @@ static __always_inline bool is_local(struct sk_buff *skb)
 	return !skb->skb_iif;
 }
 
+/* Of a packet in a bridge: whether br_netfilter leads it through the IP hooks, too. */
+static __always_inline bool from_br_netfilter(struct sk_buff *skb)
+{
+	return skb->active_extensions & (1 << SKB_EXT_BRIDGE_NF);
+}
+
+/* The family of the IP hooks for a packet; 0: neither IPv4 nor IPv6. */
+static __always_inline u8 ip_family(struct sk_buff *skb)
+{
+	u16 protocol = skb->protocol;
+
+	if (protocol == bpf_htons(ETH_P_IP))
+		return NFPROTO_IPV4;
+	return protocol == bpf_htons(ETH_P_IPV6) ? NFPROTO_IPV6 : 0;
+}
+
 /*
  * Whether anything is registered at a family's PREROUTING (or OUTPUT): then all packets
  * that were received (or sent) pass nf_hook_slow there (include/net/netns/netfilter.h).
@@ -117,7 +133,7 @@ static __always_inline bool seen_before(struct sk_buff *skb,
 		 * The bridge's own PREROUTING does not run in nf_hook_slow, but for
 		 * what br_netfilter brings back from IP's.
 		 */
-		if (skb->active_extensions & (1 << SKB_EXT_BRIDGE_NF))
+		if (from_br_netfilter(skb))
 			return true;
 		return hook == NF_INET_POST_ROUTING && !is_local(skb);
 	}
@@ -245,14 +261,16 @@ static __always_inline void leave_alone(u64 hash)
 }
 
 /*
- * The packet of each CPU that was last looked at, at a namespace's first hook, and is not
- * followed. With more CPUs those behind the last do without.
+ * The packet of each CPU that was last looked at, at a first hook, and is not followed.
+ * With more CPUs those behind the last do without.
  */
 #define PASSED_CPUS 512
 
 struct passed {
 	u64 skb;
 	u64 net; /* struct net * */
+	u8 hook; /* PREROUTING or OUTPUT */
+	u8 pf;
 } __attribute__((aligned(64)));
 
 struct passed passed[PASSED_CPUS] = {};
@@ -263,14 +281,45 @@ static __always_inline bool is_first_hook(u8 hook)
 }
 
 static __always_inline void let_pass(struct sk_buff *skb, struct net *net,
-				     u8 hook)
+				     u8 hook, u8 pf)
 {
 	u32 cpu = bpf_get_smp_processor_id();
 
 	if (is_first_hook(hook) && cpu < PASSED_CPUS) {
 		passed[cpu].skb = (u64)skb;
 		passed[cpu].net = (u64)net;
+		passed[cpu].hook = hook;
+		passed[cpu].pf = pf;
 	}
+}
+
+/*
+ * Whether a packet at a hook is the one that was let pass at the first one of this
+ * namespace, and not another one at its address. If the other is of the same kind (received
+ * or sent, IPv4 or IPv6), it was at that first hook since, and looked at; if not, its kind's
+ * first hook may not be in use, and nobody has seen it.
+ */
+static __always_inline bool has_passed(const struct passed *p,
+				       struct sk_buff *skb,
+				       struct nf_hook_state *state)
+{
+	u8 hook = state->hook, pf = state->pf;
+	bool sent = p->hook == NF_INET_LOCAL_OUT;
+
+	if (pf == NFPROTO_BRIDGE) {
+		/* seen_before() says the same. */
+		if (from_br_netfilter(skb))
+			return true;
+		/* What this host sends went through IP's hooks. */
+		return sent && is_local(skb) && ip_family(skb) == p->pf;
+	}
+	if (hook == NF_INET_LOCAL_OUT || pf != p->pf)
+		return false;
+	if (hook == NF_INET_POST_ROUTING)
+		return is_local(skb) == sent;
+	if (sent)
+		return false;
+	return hook != NF_INET_PRE_ROUTING || came_up_bridge(skb);
 }
 
 /* Whether the flow of a packet is to be left alone. */
@@ -278,6 +327,7 @@ static __noinline bool flow_passes(struct sk_buff *skb,
 				   struct nf_hook_state *state)
 {
 	struct net *net = state->net;
+	u8 pf = state->pf;
 	u64 flow;
 
 	/* Two packets of a flow may differ for such a filter. */
@@ -286,10 +336,10 @@ static __noinline bool flow_passes(struct sk_buff *skb,
 	if (use_ifaces &&
 	    (may_match_iface(state->in) || may_match_iface(state->out)))
 		return false;
-	flow = flow_of_packet(skb, net->ns.inum, state->pf);
+	flow = flow_of_packet(skb, net->ns.inum, pf);
 	if (!flow || !is_other_flow(flow))
 		return false;
-	let_pass(skb, net, state->hook);
+	let_pass(skb, net, state->hook, pf);
 	return true;
 }
 
@@ -302,18 +352,11 @@ static __always_inline bool passes(struct sk_buff *skb,
 				   struct nf_hook_state *state)
 {
 	u32 cpu = bpf_get_smp_processor_id();
-	u8 hook;
 
 	if (cpu < PASSED_CPUS && passed[cpu].skb == (u64)skb &&
-	    passed[cpu].net == (u64)state->net) {
-		/* At a first hook it can be a new packet at the same address. */
-		hook = state->hook;
-		if (!is_first_hook(hook))
-			return true;
-		if (hook == NF_INET_PRE_ROUTING &&
-		    (state->pf == NFPROTO_BRIDGE || came_up_bridge(skb)))
-			return true;
-	}
+	    passed[cpu].net == (u64)state->net &&
+	    has_passed(&passed[cpu], skb, state))
+		return true;
 	return flow_passes(skb, state);
 }
 

@@ -79,7 +79,8 @@ static __noinline void hook(void *ctx, struct sk_buff *skb,
 		if (!j) {
 			if (d->match == MATCH_NO) {
 				if (!use_nat || !use_detail)
-					let_pass(skb, state->net, state->hook);
+					let_pass(skb, state->net, state->hook,
+						 state->pf);
 				return;
 			}
 			if (!w.c && !where_am_i(&w, on))

@@ -176,10 +176,12 @@ type NftraceOtherFlow struct {
 }
 
 type NftracePassed struct {
-	_   structs.HostLayout
-	Skb uint64
-	Net uint64
-	_   [48]byte
+	_    structs.HostLayout
+	Skb  uint64
+	Net  uint64
+	Hook uint8
+	Pf   uint8
+	_    [46]byte
 }
 
 type NftracePkt struct {

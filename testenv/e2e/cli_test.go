@@ -549,37 +549,6 @@ func TestPlaces(t *testing.T) {
 	}
 }
 
-// Packets that nobody asked for, whose flows the probes know, go between those that are
-// asked for, and the kernel gives each the memory of the one before.
-func TestBetweenOtherPackets(t *testing.T) {
-	needNftrace(t)
-	up(t, "docker")
-	const n = 11
-	p := attached(t, "h", nil, "--format", "json", "udp dst port 9")
-	q := attached(t, "h", nil, "--format", "json", "--netns", "c2", "udp dst port 10")
-	sh(t, fmt.Sprintf(`
-for i in $(seq %d); do
-	ip netns exec c2 traffic udp-send -n 1 10.211.55.1:10
-	ip netns exec c2 traffic udp-send -n 1 10.211.55.1:9
-	ip netns exec h traffic udp-send -n 1 127.0.0.1:9
-	ip netns exec h traffic udp-send -n 1 127.0.0.1:10
-done
-`, n))
-	for p, want := range map[*process]int{p: 2 * n, q: n} {
-		p.signal(syscall.SIGINT)
-		p.want(0)
-		list := objects(t, p.stdout.String(), false)
-		if len(list) != want || p.summary() != want {
-			t.Errorf("%s: %d packets, want %d: %s", p.cmd, len(list), want, p.stderr.String())
-		}
-		for _, o := range list {
-			if o["half_seen"] != "" {
-				t.Errorf("%s: a packet is half seen: %v", p.cmd, o["half_seen"])
-			}
-		}
-	}
-}
-
 // pings keeps a namespace's loopback busy until the test ends.
 func pings(t *testing.T, ns string, args ...string) *process {
 	t.Helper()

@@ -1,0 +1,124 @@
+package e2e
+
+import (
+	"encoding/binary"
+	"fmt"
+	"os"
+	"runtime"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// Packets that nobody asked for, whose flows the probes know, go between those that are
+// asked for, and the kernel gives each the memory of the one before.
+func TestBetweenOtherPackets(t *testing.T) {
+	needNftrace(t)
+	up(t, "docker")
+	const n = 11
+	p := attached(t, "h", nil, "--format", "json", "udp dst port 9")
+	q := attached(t, "h", nil, "--format", "json", "--netns", "c2", "udp dst port 10")
+	sh(t, fmt.Sprintf(`
+for i in $(seq %d); do
+	ip netns exec c2 traffic udp-send -n 1 10.211.55.1:10
+	ip netns exec c2 traffic udp-send -n 1 10.211.55.1:9
+	ip netns exec h traffic udp-send -n 1 127.0.0.1:9
+	ip netns exec h traffic udp-send -n 1 127.0.0.1:10
+done
+`, n))
+	for p, want := range map[*process]int{p: 2 * n, q: n} {
+		p.signal(syscall.SIGINT)
+		p.want(0)
+		list := objects(t, p.stdout.String(), false)
+		if len(list) != want || p.summary() != want {
+			t.Errorf("%s: %d packets, want %d: %s", p.cmd, len(list), want, p.stderr.String())
+		}
+		for _, o := range list {
+			if o["half_seen"] != "" {
+				t.Errorf("%s: a packet is half seen: %v", p.cmd, o["half_seen"])
+			}
+		}
+	}
+}
+
+// Where a host has nothing but the filter table, a packet from outside is first seen at
+// INPUT, and where it lies in memory, another one may have been sent, and let pass, just before.
+func TestReceivedBehindSent(t *testing.T) {
+	needNftrace(t)
+	up(t, "bare")
+	sh(t, "ip netns exec ext iptables-legacy -t filter -L -n >/dev/null")
+	// No hook of the sender's: that is outside.
+	frames := socketIn(t, "h", unix.AF_PACKET, unix.SOCK_RAW)
+	eth0, err := unix.NewIfreq("eth0")
+	if err == nil {
+		err = unix.IoctlIfreq(frames, unix.SIOCGIFINDEX, eth0)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	out := &unix.SockaddrLinklayer{Ifindex: int(eth0.Uint32())}
+	reader := socketIn(t, "h", unix.AF_INET, unix.SOCK_DGRAM)
+	h := &unix.SockaddrInet4{Addr: [4]byte{10, 211, 55, 8}, Port: 10}
+	if err := unix.Bind(reader, h); err != nil {
+		t.Fatal(err)
+	}
+	sender := socketIn(t, "ext", unix.AF_INET, unix.SOCK_DGRAM)
+	const n = 31
+	p := attached(t, "h", nil, "--format", "json", "--netns", "ext", "udp dst port 9")
+	for i := range n {
+		if err := unix.Sendto(sender, []byte("sent"), 0, h); err != nil {
+			t.Fatal(err)
+		}
+		// The socket frees it: here is memory for the next packet.
+		if _, err := unix.Read(reader, make([]byte, 16)); err != nil {
+			t.Fatal(err)
+		}
+		if err := unix.Sendto(frames, udpFrame(uint16(i+1), 9), 0, out); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p.signal(syscall.SIGINT)
+	p.want(0)
+	if got := len(objects(t, p.stdout.String(), false)); got != n || p.summary() != n {
+		t.Errorf("%d packets, want %d: %s", got, n, p.stderr.String())
+	}
+}
+
+// socketIn makes a socket in a namespace. The thread that went there ends.
+func socketIn(t *testing.T, ns string, domain, typ int) (fd int) {
+	t.Helper()
+	var err error
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		runtime.LockOSThread()
+		var f *os.File
+		if f, err = os.Open("/run/netns/" + ns); err != nil {
+			return
+		}
+		defer f.Close()
+		if err = unix.Setns(int(f.Fd()), unix.CLONE_NEWNET); err == nil {
+			fd, err = unix.Socket(domain, typ|unix.SOCK_CLOEXEC, 0)
+		}
+	}()
+	<-done
+	if err != nil {
+		t.Fatalf("socket in %s: %v", ns, err)
+	}
+	t.Cleanup(func() { unix.Close(fd) })
+	return fd
+}
+
+// udpFrame is a datagram from h to a port of ext's in topology "bare", with the Ethernet header.
+func udpFrame(id, port uint16) []byte {
+	f := []byte{2, 0, 10, 211, 55, 1, 2, 0, 10, 211, 55, 8, 8, 0} // Ethernet: to, from, IPv4
+	ip := []byte{0x45, 0, 0, 32, byte(id >> 8), byte(id), 0, 0, 64, unix.IPPROTO_UDP, 0, 0, 10, 211, 55, 8, 10, 211, 55, 1}
+	var sum uint32
+	for i := 0; i < len(ip); i += 2 {
+		sum += uint32(binary.BigEndian.Uint16(ip[i:]))
+	}
+	binary.BigEndian.PutUint16(ip[10:], ^uint16(sum+sum>>16))
+	// UDP: from port 7, 12 bytes, no checksum.
+	return append(append(f, ip...), 0, 7, byte(port>>8), byte(port), 0, 12, 0, 0, 'd', 'a', 't', 'a')
+}
