@@ -456,17 +456,12 @@ static __always_inline void compare(struct sweep *s, u32 index, u64 pcnt,
 
 static long compare_batch(u32 nr, struct sweep *s)
 {
-	u64 first = bounded(nr, BLOCK / BATCH - 1) * BATCH, diff = 0;
+	u64 first = bounded(nr, BLOCK / BATCH - 1) * BATCH;
 	struct xt_counters *old = &s->old->c[first];
 	const struct many_words *now = (void *)&s->now->c[first];
 
 	if (bpf_rdonly_cast)
 		now = words_at((void *)(s->c->at + first * sizeof(*old)));
-#pragma unroll
-	for (int i = 0; i < BATCH; i++)
-		diff |= now->w[2 * i] ^ old[i].pcnt;
-	if (!diff)
-		return 0;
 #pragma unroll
 	for (int i = 0; i < BATCH; i++)
 		compare(s, s->c->from + first + i, now->w[2 * i],
