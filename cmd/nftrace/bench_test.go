@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bufio"
 	"io"
 	"testing"
 	"time"
@@ -17,15 +16,15 @@ import (
 func BenchmarkPacket(b *testing.B) {
 	for _, tt := range []struct {
 		format string
-		render func(io.Writer) render.Renderer
+		render render.Renderer
 	}{
-		{"trace", render.NewTrace},
-		{"tree", func(w io.Writer) render.Renderer { return render.NewTree(w, render.TreeOptions{}) }},
-		{"json", render.NewJSON},
+		{"trace", render.NewTrace()},
+		{"tree", render.NewTree(render.TreeOptions{})},
+		{"json", render.NewJSON()},
 	} {
 		b.Run(tt.format, func(b *testing.B) {
 			s, records := forwarded(b)
-			s.out.Renderer = tt.render(s.out.buf)
+			s.out.Renderer = tt.render
 			b.ReportAllocs()
 			for b.Loop() {
 				another(b, s, records)
@@ -38,7 +37,7 @@ func BenchmarkPacket(b *testing.B) {
 // In the long run a packet's lines cost no memory.
 func TestPacketAllocates(t *testing.T) {
 	s, records := forwarded(t)
-	s.out.Renderer = render.NewTrace(s.out.buf)
+	s.out.Renderer = render.NewTrace()
 	for range 3 {
 		another(t, s, records)
 	}
@@ -73,8 +72,7 @@ func checkPrinted(tb testing.TB, s *session) {
 // container to the world, and a session that knows its tables. All tables are at one
 // hook, for those made for tests have but one.
 func forwarded(tb testing.TB) (*session, [][]byte) {
-	out := &output{pipe: -1}
-	out.buf = bufio.NewWriterSize(io.Discard, 64<<10)
+	out := &output{pipe: -1, w: io.Discard}
 	s := &session{c: &config{}, asm: events.NewAssembler(), res: newResolver(nil, nil, nil, false), out: out}
 	s.asm.OnRun = s.run
 	for inum, name := range map[uint32]string{1: "c2", 2: "", 3: "ext"} {

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bufio"
 	"errors"
 	"fmt"
 	"io"
@@ -10,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/nftrace/nftrace/pkg/events"
 	"github.com/nftrace/nftrace/pkg/render"
 )
 
@@ -17,7 +17,8 @@ import (
 // writes them.
 type output struct {
 	render.Renderer
-	buf   *bufio.Writer
+	w     io.Writer
+	buf   []byte
 	file  *os.File // nil for standard output
 	name  string
 	made  bool // the file was not there before
@@ -25,11 +26,15 @@ type output struct {
 	ended bool // the pipe's reader went away
 }
 
+// bufSize is how many bytes are in the buffer when it is written, or more: packets are not
+// cut.
+const bufSize = 64 << 10
+
 // openOutput checks at once that the file can be written. Nothing in it changes before
 // begin: a run that cannot start leaves it as it was.
 func openOutput(c *config, stdout io.Writer) (*output, error) {
 	o := &output{name: "standard output", pipe: -1}
-	w := stdout
+	o.w = stdout
 	if c.output != "" && c.output != "-" {
 		f, err := os.OpenFile(c.output, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
 		o.made = err == nil
@@ -39,21 +44,20 @@ func openOutput(c *config, stdout io.Writer) (*output, error) {
 		if err != nil {
 			return nil, fmt.Errorf("-o %w", whyNoFile(c.output, err))
 		}
-		o.file, o.name, w = f, c.output, f
+		o.file, o.name, o.w = f, c.output, f
 	} else if f, ok := stdout.(*os.File); ok {
 		var st unix.Stat_t
 		if unix.Fstat(int(f.Fd()), &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFIFO {
 			o.pipe = int(f.Fd())
 		}
 	}
-	o.buf = bufio.NewWriterSize(w, 64<<10)
 	switch c.format {
 	case "trace":
-		o.Renderer = render.NewTrace(o.buf)
+		o.Renderer = render.NewTrace()
 	case "json":
-		o.Renderer = render.NewJSON(o.buf)
+		o.Renderer = render.NewJSON()
 	default:
-		o.Renderer = render.NewTree(o.buf, render.TreeOptions{Color: o.file == nil && isTerminal(stdout) && os.Getenv("NO_COLOR") == ""})
+		o.Renderer = render.NewTree(render.TreeOptions{Color: o.file == nil && isTerminal(stdout) && os.Getenv("NO_COLOR") == ""})
 	}
 	return o, nil
 }
@@ -96,8 +100,22 @@ func (o *output) gone() bool {
 	return o.ended
 }
 
+// journey prints one.
+func (o *output) journey(j *events.Journey) error {
+	o.buf = o.Append(o.buf, j)
+	if len(o.buf) < bufSize {
+		return nil
+	}
+	return o.flush()
+}
+
 func (o *output) flush() error {
-	if err := o.buf.Flush(); err != nil {
+	if len(o.buf) == 0 {
+		return nil
+	}
+	_, err := o.w.Write(o.buf)
+	o.buf = o.buf[:0]
+	if err != nil {
 		return o.writeError(err)
 	}
 	return nil

@@ -2,7 +2,7 @@ package main
 
 import (
 	"bytes"
-	"io"
+	"errors"
 	"slices"
 	"strings"
 	"testing"
@@ -23,10 +23,10 @@ type player struct {
 	anew bool // parts are resolved as if there had been none before
 }
 
-func newPlayer(t *testing.T, format func(io.Writer) render.Renderer) *player {
+func newPlayer(t *testing.T, format func() render.Renderer) *player {
 	p := &player{t: t}
 	p.s, _ = forwarded(t)
-	p.s.out.Renderer = format(&p.out)
+	p.s.out.Renderer, p.s.out.w = format(), &p.out
 	return p
 }
 
@@ -56,15 +56,15 @@ func (p *player) play(records [][]byte) string {
 		}
 	}
 	p.out.Reset()
-	if err := p.s.print(js); err != nil {
+	if err := errors.Join(p.s.print(js), p.s.flush()); err != nil {
 		p.t.Fatal(err)
 	}
 	return p.out.String()
 }
 
-var formats = map[string]func(io.Writer) render.Renderer{
+var formats = map[string]func() render.Renderer{
 	"trace": render.NewTrace,
-	"tree":  func(w io.Writer) render.Renderer { return render.NewTree(w, render.TreeOptions{}) },
+	"tree":  func() render.Renderer { return render.NewTree(render.TreeOptions{}) },
 	"json":  render.NewJSON,
 }
 

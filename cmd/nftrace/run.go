@@ -312,8 +312,8 @@ func (s *session) print(js []*events.Journey) error {
 			return nil
 		}
 		s.res.journey(j)
-		if err := s.out.Journey(j); err != nil {
-			return s.writeError(s.out.writeError(err))
+		if err := s.out.journey(j); err != nil {
+			return s.writeError(err)
 		}
 		s.printed++
 		s.full = s.c.count > 0 && s.printed == s.c.count

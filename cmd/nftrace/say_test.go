@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -157,7 +158,7 @@ func TestOutputFile(t *testing.T) {
 		if err := o.begin(); err != nil {
 			t.Fatal(err)
 		}
-		o.buf.WriteString("x\n")
+		o.buf = append(o.buf, "x\n"...)
 		if err := o.close(); err != nil {
 			t.Fatal(err)
 		}
@@ -169,7 +170,7 @@ func TestOutputFile(t *testing.T) {
 		if err := o.begin(); err != nil {
 			t.Fatal(err)
 		}
-		o.buf.WriteString("x")
+		o.buf = append(o.buf, 'x')
 		if err := o.close(); !errors.Is(err, unix.ENOSPC) || !strings.Contains(err.Error(), "write to /dev/full: no space left") {
 			t.Errorf("close: %v", err)
 		}
@@ -203,5 +204,41 @@ func TestOutputGone(t *testing.T) {
 	defer f.Close()
 	if o, err = openOutput(&config{}, f); err != nil || o.gone() {
 		t.Errorf("a file: gone %v, %v", o.gone(), err)
+	}
+}
+
+type thousand struct{}
+
+func (thousand) Append(b []byte, _ *events.Journey) []byte {
+	return append(append(b, bytes.Repeat([]byte{'x'}, 999)...), '\n')
+}
+
+type writes []int
+
+func (w *writes) Write(b []byte) (int, error) {
+	*w = append(*w, len(b))
+	return len(b), nil
+}
+
+// Packets are written many at once, and none in two pieces.
+func TestOutputWhole(t *testing.T) {
+	var w writes
+	o, err := openOutput(&config{}, &w)
+	if err != nil {
+		t.Fatal(err)
+	}
+	o.Renderer = thousand{}
+	for range 100 {
+		if err := o.journey(nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 2 { // the second has nothing to write
+		if err := o.flush(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if !slices.Equal(w, writes{66_000, 34_000}) {
+		t.Errorf("got %v", w)
 	}
 }

@@ -90,15 +90,8 @@ func TestTraceAgain(t *testing.T) {
 		s.Table.Rules[0].TracePrefix = TracePrefix(&s, &s.Table.Rules[0])
 		return &events.Journey{Steps: []events.Step{s}}
 	}
-	var b bytes.Buffer
-	r := NewTrace(&b)
-	print := func(place *events.Place, p events.Packet) string {
-		b.Reset()
-		if err := r.Journey(journey(place, p)); err != nil {
-			t.Fatal(err)
-		}
-		return b.String()
-	}
+	r := NewTrace()
+	print := func(place *events.Place, p events.Packet) string { return string(r.Append(nil, journey(place, p))) }
 	fresh := map[*events.Place][]string{}
 	for _, place := range places {
 		for _, p := range packets {

@@ -4,7 +4,7 @@
 //
 // The functions are pure: a journey in, bytes out, the same bytes each time.
 // Each journey reaches its writer in one Write, so that the reader of a pipe
-// sees whole packets.
+// sees whole packets. A [Renderer] adds them to a buffer instead, for many at once.
 //
 // Everything a journey names may have been chosen by an attacker: the packet
 // itself, interface names, chain names, rule comments, container names. No

@@ -169,37 +169,43 @@ func (w *countingWriter) Write(b []byte) (int, error) {
 }
 
 func TestRenderers(t *testing.T) {
-	for name, mk := range map[string]func(io.Writer) Renderer{
-		"tree":  func(w io.Writer) Renderer { return NewTree(w, TreeOptions{}) },
-		"trace": NewTrace,
-		"json":  NewJSON,
+	for name, tt := range map[string]struct {
+		write func(io.Writer, *events.Journey) error
+		made  Renderer
+		sep   string // between packets
+	}{
+		"tree":  {func(w io.Writer, j *events.Journey) error { return Tree(w, j, TreeOptions{}) }, NewTree(TreeOptions{}), "\n"},
+		"trace": {Trace, NewTrace(), ""},
+		"json":  {JSON, NewJSON(), ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			js := journeys()
 			w := &countingWriter{}
-			r := mk(w)
-			for _, n := range []string{"s1-request", "s1-reply", "s1-reply"} {
-				if err := r.Journey(js[n]); err != nil {
+			got := []byte("before\n")
+			names := []string{"s1-request", "s1-reply", "s1-reply"}
+			for _, n := range names {
+				if err := tt.write(w, js[n]); err != nil {
 					t.Fatal(err)
 				}
+				got = tt.made.Append(got, js[n])
 			}
-			if len(w.writes) != 3 {
-				t.Fatalf("%d writes for 3 packets", len(w.writes))
+			if len(w.writes) != len(names) {
+				t.Fatalf("%d writes for %d packets", len(w.writes), len(names))
 			}
-			if !bytes.Equal(w.writes[1], w.writes[2]) {
-				t.Error("not the same twice")
+			if want := "before\n" + string(bytes.Join(w.writes, []byte(tt.sep))); string(got) != want {
+				t.Errorf("got %q\nwant %q", got, want)
 			}
-			if err := mk(&countingWriter{err: syscall.EPIPE}).Journey(js["s1-reply"]); !errors.Is(err, syscall.EPIPE) {
+			if err := tt.write(&countingWriter{err: syscall.EPIPE}, js["s1-reply"]); !errors.Is(err, syscall.EPIPE) {
 				t.Errorf("got %v", err)
 			}
-			if err := mk(&countingWriter{short: true}).Journey(js["s1-reply"]); !errors.Is(err, io.ErrShortWrite) {
+			if err := tt.write(&countingWriter{short: true}, js["s1-reply"]); !errors.Is(err, io.ErrShortWrite) {
 				t.Errorf("got %v", err)
 			}
 		})
 	}
 	// Nothing to say is nothing written.
 	w := &countingWriter{}
-	if err := NewTrace(w).Journey(&events.Journey{}); err != nil || len(w.writes) != 0 {
+	if err := Trace(w, &events.Journey{}); err != nil || len(w.writes) != 0 {
 		t.Errorf("%v, %d writes", err, len(w.writes))
 	}
 }

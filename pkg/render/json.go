@@ -139,10 +139,8 @@ func JSON(w io.Writer, j *events.Journey) error {
 	return writeOnce(w, appendJSON(nil, j))
 }
 
-// NewJSON returns a Renderer that writes what [JSON] does.
-func NewJSON(w io.Writer) Renderer {
-	return &renderer{w: w, append: appendJSON}
-}
+// NewJSON returns a Renderer that prints what [JSON] does.
+func NewJSON() Renderer { return renderer(appendJSON) }
 
 func appendJSON(b []byte, j *events.Journey) []byte {
 	var buf bytes.Buffer

@@ -6,27 +6,20 @@ import (
 	"github.com/nftrace/nftrace/pkg/events"
 )
 
-// Renderer writes journeys, each with one Write. It is not safe for use by
-// several goroutines at once. [NewTree], [NewTrace] and [NewJSON] make one. Errors are the writer's own (EPIPE …), unwrapped.
+// Renderer prints one journey after the other. It is not safe for use by several
+// goroutines at once. [NewTree], [NewTrace] and [NewJSON] make one.
 type Renderer interface {
-	Journey(j *events.Journey) error
+	// Append adds a journey's text to b, which may hold those before: nothing is copied
+	// once more to be written.
+	Append(b []byte, j *events.Journey) []byte
 }
 
-// NewTrace returns a Renderer that writes what [Trace] does.
-func NewTrace(w io.Writer) Renderer {
-	return &renderer{w: w, append: new(logBuf).appendTrace}
-}
+// NewTrace returns a Renderer that prints what [Trace] does.
+func NewTrace() Renderer { return renderer(new(logBuf).appendTrace) }
 
-type renderer struct {
-	w      io.Writer
-	append func([]byte, *events.Journey) []byte
-	buf    []byte
-}
+type renderer func([]byte, *events.Journey) []byte
 
-func (r *renderer) Journey(j *events.Journey) error {
-	r.buf = r.append(r.buf[:0], j)
-	return writeOnce(r.w, r.buf)
-}
+func (r renderer) Append(b []byte, j *events.Journey) []byte { return r(b, j) }
 
 // writeOnce writes b with one Write, or none where there is nothing to say.
 func writeOnce(w io.Writer, b []byte) error {

@@ -26,16 +26,16 @@ func Tree(w io.Writer, j *events.Journey, opts TreeOptions) error {
 	return writeOnce(w, appendTree(nil, j, opts))
 }
 
-// NewTree returns a Renderer that writes what [Tree] does, an empty line between packets.
-func NewTree(w io.Writer, opts TreeOptions) Renderer {
+// NewTree returns a Renderer that prints what [Tree] does, an empty line between packets.
+func NewTree(opts TreeOptions) Renderer {
 	first := true
-	return &renderer{w: w, append: func(b []byte, j *events.Journey) []byte {
+	return renderer(func(b []byte, j *events.Journey) []byte {
 		if !first {
 			b = append(b, '\n')
 		}
 		first = false
 		return appendTree(b, j, opts)
-	}}
+	})
 }
 
 // style is what a piece of text is, for colour.
