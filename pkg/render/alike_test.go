@@ -8,8 +8,8 @@ import (
 	"github.com/nftrace/nftrace/pkg/events"
 )
 
-// What was printed before makes no difference to a line.
-func TestTraceAgain(t *testing.T) {
+// similarPackets are packets that differ in little.
+func similarPackets() []events.Packet {
 	udp := func(change func(h *v4, p *events.Packet)) events.Packet {
 		h := v4{id: 123, frag: 0x4000, ttl: 64, proto: protoUDP, src: c2, dst: c1, l4: raw("e557 1267 0028 ee41", strings.Repeat("61", 32))}
 		p := events.Packet{}
@@ -30,7 +30,7 @@ func TestTraceAgain(t *testing.T) {
 		}
 		return q
 	}
-	packets := []events.Packet{
+	return []events.Packet{
 		udp(func(*v4, *events.Packet) {}),
 		udp(func(h *v4, _ *events.Packet) { h.ttl-- }),
 		udp(func(h *v4, _ *events.Packet) { h.ttl = 100 }),
@@ -74,8 +74,11 @@ func TestTraceAgain(t *testing.T) {
 		pkt6(v6{first: "60000000", next: protoUDP, hop: 64, src: g1, dst: g2, rest: raw("e557 1267 0008 ee41")}.bytes()),
 		pkt6(v6{first: "60000000", next: protoUDP, hop: 63, src: g1, dst: g2, rest: raw("e557 1267 0008 ee41")}.bytes()),
 	}
+}
+
+func similarPlaces() []*events.Place {
 	eth0, bridge := events.Device{Index: 2, Name: "eth0"}, events.Device{Index: 3, Name: "br0"}
-	places := []*events.Place{
+	return []*events.Place{
 		{PF: events.PFIPv4, Hook: events.HookForward, In: eth0, Out: bridge},
 		{PF: events.PFIPv4, Hook: events.HookLocalOut, Out: eth0},
 		{PF: events.PFIPv4, Hook: events.HookForward, In: bridge, Out: eth0, PhysIn: events.Device{Index: 4, Name: "veth1"}},
@@ -84,6 +87,11 @@ func TestTraceAgain(t *testing.T) {
 		{PF: events.PFBridge, Hook: events.HookForward, In: eth0, Out: bridge},
 		{PF: events.PFIPv6, Hook: events.HookForward, In: eth0, Out: bridge},
 	}
+}
+
+// What was printed before makes no difference to a line.
+func TestTraceAgain(t *testing.T) {
+	packets, places := similarPackets(), similarPlaces()
 	journey := func(place *events.Place, p events.Packet) *events.Journey {
 		s := traceStep(place.PF, p)
 		s.Place = place

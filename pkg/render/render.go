@@ -15,7 +15,10 @@ type Renderer interface {
 }
 
 // NewTrace returns a Renderer that prints what [Trace] does.
-func NewTrace() Renderer { return renderer(new(logBuf).appendTrace) }
+func NewTrace() Renderer {
+	m := &logBuf{lines: new([1 << linesBits]lines)}
+	return renderer(m.appendTrace)
+}
 
 type renderer func([]byte, *events.Journey) []byte
 

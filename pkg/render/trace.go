@@ -53,13 +53,42 @@ func (m *logBuf) appendTrace(b []byte, j *events.Journey) []byte {
 		b = append(b, '\n')
 	}
 	steps := j.Steps
-	for i := range steps {
-		if s := &steps[i]; s.Table != nil {
-			b = m.appendTable(b, s)
+	for i := 0; i < len(steps); {
+		first := i
+		i++
+		if steps[first].Table == nil {
+			continue
 		}
+		for part := steps[first].Table.Part; i < len(steps) && steps[i].Table != nil && steps[i].Table.Part == part; {
+			i++
+		}
+		b = m.appendPart(b, steps[first:i])
 	}
 	if j.Lost > 0 {
 		b = fmt.Appendf(b, "# nftrace: %d records of this packet were lost: its path has a hole\n", j.Lost)
+	}
+	return b
+}
+
+// appendPart adds the lines of the tables in a part of a hook's call.
+func (m *logBuf) appendPart(b []byte, part []events.Step) []byte {
+	l, p := m.linesAt(part)
+	known := l != nil && l.of(part, p)
+	if known && len(l.text) > 0 {
+		if id := be16(p.Data, 4); decLen(id) == l.digits {
+			return l.again(b, uint32(id))
+		}
+	}
+	start := len(b)
+	for i := range part {
+		b = m.appendTable(b, &part[i])
+	}
+	switch {
+	case l == nil || !m.alike.ok: // it is not to be kept
+	case known:
+		l.keep(m, part, b[start:])
+	default:
+		l.see(m, part, p)
 	}
 	return b
 }
@@ -245,6 +274,7 @@ type logBuf struct {
 	whole bool // fits behind any TracePrefix as it is
 
 	reuse
+	lines *[1 << linesBits]lines // nil: none are kept
 }
 
 // add, dec, hex, addr4 … are nf_log_buf_add with one conversion each: they return m,
