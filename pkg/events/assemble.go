@@ -22,8 +22,8 @@ type Assembler struct {
 	// then. The step is valid during the call only.
 	OnRun func(*Step)
 
-	open map[uint64]*draft // by journey
-	last *draft            // the one of open that the newest record belonged to, if any
+	open openDrafts
+	last *draft // the one of open that the newest record belonged to, if any
 	// Those of open that ended, in the order of their ends.
 	firstEnded, lastEnded *draft
 
@@ -70,6 +70,7 @@ type draft struct {
 	matched bool
 	endedAt time.Duration
 	next    *draft // that ended
+	beside  *draft // in one list of openDrafts
 }
 
 // call is the call of a hook that the newest record belongs to; what comes next tells
@@ -95,7 +96,7 @@ type call struct {
 
 // NewAssembler returns an empty Assembler.
 func NewAssembler() *Assembler {
-	return &Assembler{open: map[uint64]*draft{}, names: map[ifaceKey]string{}}
+	return &Assembler{names: map[ifaceKey]string{}}
 }
 
 // Stats returns the counts so far.
@@ -138,7 +139,7 @@ func (a *Assembler) Flush() []*Journey {
 	a.reuse()
 	a.takeEnded(1<<63 - 1)
 	var rest []*draft
-	for _, d := range a.open {
+	for d := range a.open.all {
 		if d.matched {
 			rest = append(rest, d)
 		}
@@ -147,7 +148,7 @@ func (a *Assembler) Flush() []*Journey {
 	for _, d := range rest {
 		a.finish(d)
 	}
-	clear(a.open)
+	a.open = openDrafts{}
 	a.last = nil
 	return a.done
 }
@@ -165,7 +166,7 @@ func (a *Assembler) takeEnded(until time.Duration) {
 
 // close forgets a draft.
 func (a *Assembler) close(d *draft) {
-	delete(a.open, d.j.ID)
+	a.open.remove(d)
 	if a.last == d {
 		a.last = nil
 	}
@@ -226,7 +227,7 @@ func (p *pool[T]) take() *T {
 
 // draft returns the draft that a record belongs to.
 func (a *Assembler) draft(h *bpf.NftraceRecHdr) *draft {
-	d := a.open[h.Jid]
+	d := a.open.find(h.Jid)
 	if d == nil {
 		d = a.newDraft()
 		d.j.ID = h.Jid
@@ -234,7 +235,7 @@ func (a *Assembler) draft(h *bpf.NftraceRecHdr) *draft {
 			d.j.HalfSeen = "the record of its beginning was lost"
 		}
 		d.j.Start, d.named = ns(h.Ts), a.named
-		a.open[h.Jid] = d
+		a.open.add(d)
 	}
 	a.last = d
 	return d
