@@ -228,7 +228,7 @@ func TestOutputWhole(t *testing.T) {
 		t.Fatal(err)
 	}
 	o.Renderer = thousand{}
-	for range 100 {
+	for range 300 {
 		if err := o.journey(nil); err != nil {
 			t.Fatal(err)
 		}
@@ -238,7 +238,7 @@ func TestOutputWhole(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if !slices.Equal(w, writes{66_000, 34_000}) {
+	if !slices.Equal(w, writes{263_000, 37_000}) {
 		t.Errorf("got %v", w)
 	}
 }
