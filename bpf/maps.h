@@ -111,12 +111,9 @@ const volatile bool use_mac =
 /* The records' bytes at which the reader is woken. */
 const volatile u64 wake_bytes = 2 << 20;
 const volatile u32 self_tgid = 0; /* nftrace's own process */
-/*
- * Where tasks preempt each other, hook_enter_task sees to what tasks send, and
- * hook_enter to softirqs only: see there.
- */
+/* Tasks and softirqs have a probe of nf_hook_slow each: see hook_enter. */
 const volatile bool use_task_probe = false;
-/* Whether they do: hook_enter_task turns preemption off then. */
+/* Whether tasks preempt each other: hook_enter turns preemption off then. */
 const volatile bool tasks_preempt = true;
 /*
  * Addresses of the kernel's symbols, set before anything is attached, that of module

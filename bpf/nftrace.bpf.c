@@ -50,25 +50,40 @@ static __always_inline void journey_forget(struct sk_buff *skb,
 		__sync_fetch_and_add(&live, -1);
 }
 
-static __noinline void hook(void *ctx, struct sk_buff *skb,
-			    struct nf_hook_state *state, enum on on)
+/* Where a probe of nf_hook_slow runs: softirqs and tasks have their own space to work in. */
+static __always_inline bool where_at_hook(struct where *w)
+{
+	if (!where_am_i(w, ON_HOOK))
+		return false;
+	if (use_task_probe && w->task)
+		w->on = ON_HOOK_TASK;
+	return true;
+}
+
+static __always_inline void hook(void *ctx, struct sk_buff *skb,
+				 struct nf_hook_state *state)
 {
 	struct journey *j = journey_of(skb);
 	struct decision *d;
 	struct where w;
-	u32 key = on;
+	u32 key = ON_HOOK;
 
 	w.c = NULL;
 	if (open_frames) {
 		if (use_task_probe && j && same_call((u64)ctx, state, j))
 			return;
-		if (!where_am_i(&w, on))
+		if (!where_at_hook(&w))
 			return;
 		hook_next(&w, skb, j);
 	}
 	if (!j &&
 	    (!tracing || seen_before(skb, state) || flow_passes(skb, state)))
 		return;
+	if (use_task_probe) {
+		if (!w.c && !where_at_hook(&w))
+			return;
+		key = w.on;
+	}
 	d = bpf_map_lookup_elem(&decisions, &key);
 	if (!d)
 		return;
@@ -83,7 +98,7 @@ static __noinline void hook(void *ctx, struct sk_buff *skb,
 						 state->pf);
 				return;
 			}
-			if (!w.c && !where_am_i(&w, on))
+			if (!w.c && !where_at_hook(&w))
 				return;
 			j = journey_begin(&w, skb, d);
 			if (!j)
@@ -94,39 +109,58 @@ static __noinline void hook(void *ctx, struct sk_buff *skb,
 			j->flags &= ~JOURNEY_TENTATIVE;
 		}
 	}
-	if (w.c || where_am_i(&w, on))
+	if (w.c || where_at_hook(&w))
 		frame_open(&w, (u64)ctx, skb, state, j, d);
 }
 
-/* net/netfilter/core.c:nf_hook_slow: every packet at every hook passes here. */
+/*
+ * net/netfilter/core.c:nf_hook_slow: every packet at every hook passes here.
+ *
+ * The kernel skips a program that is hit while it runs on the same CPU. Where tasks
+ * preempt each other, or copying takes long (one CPU), this one is not attached: two that are
+ * jump to it, one for tasks, which softirqs do not run into, and one for softirqs. Where
+ * tasks preempt each other there are several copies of both, of which the first one that is
+ * not skipped does the work.
+ */
 SEC("fentry/nf_hook_slow")
 int BPF_PROG(hook_enter, struct sk_buff *skb, struct nf_hook_state *state)
 {
-	if (!live && passes(skb, state))
+	if (!use_task_probe && !live && passes(skb, state))
 		return 0;
-	if (!use_task_probe || in_softirq(this_cpu()))
-		hook(ctx, skb, state, ON_HOOK);
+	if (tasks_preempt && bpf_preempt_disable)
+		bpf_preempt_disable();
+	hook(ctx, skb, state);
+	if (tasks_preempt && bpf_preempt_disable)
+		bpf_preempt_enable();
 	return 0;
 }
 
-/*
- * The kernel skips a program that is hit while it runs on the same CPU. Where tasks
- * preempt each other, or copying takes long (one CPU), tasks have a probe of their own,
- * which softirqs do not run into. Where tasks preempt each other there are several copies
- * of both, of which the first one that is not skipped does the work.
- */
+/* hook_enter, where it is not attached itself. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PROG_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, u32);
+	__type(value, u32);
+} hook_program SEC(".maps");
+
 SEC("fentry/nf_hook_slow")
 int BPF_PROG(hook_enter_task, struct sk_buff *skb, struct nf_hook_state *state)
 {
 	if (!live && passes(skb, state))
 		return 0;
-	if (in_softirq(this_cpu()))
+	if (!in_softirq(this_cpu()))
+		bpf_tail_call(ctx, &hook_program, 0);
+	return 0;
+}
+
+SEC("fentry/nf_hook_slow")
+int BPF_PROG(hook_enter_softirq, struct sk_buff *skb,
+	     struct nf_hook_state *state)
+{
+	if (!live && passes(skb, state))
 		return 0;
-	if (tasks_preempt && bpf_preempt_disable)
-		bpf_preempt_disable();
-	hook(ctx, skb, state, ON_HOOK_TASK);
-	if (tasks_preempt && bpf_preempt_disable)
-		bpf_preempt_enable();
+	if (in_softirq(this_cpu()))
+		bpf_tail_call(ctx, &hook_program, 0);
 	return 0;
 }
 

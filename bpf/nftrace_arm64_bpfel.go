@@ -385,87 +385,89 @@ type NftraceXtTableHead struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	NftraceMapAfterScratch    = "after_scratch"
-	NftraceMapCpus            = "cpus"
-	NftraceMapCursors         = "cursors"
-	NftraceMapDecisions       = "decisions"
-	NftraceMapFilterAddrs     = "filter_addrs"
-	NftraceMapFilterIfaces    = "filter_ifaces"
-	NftraceMapFilterNetns     = "filter_netns"
-	NftraceMapFrames          = "frames"
-	NftraceMapHitsFound       = "hits_found"
-	NftraceMapJourneys        = "journeys"
-	NftraceMapKept            = "kept"
-	NftraceMapLosses          = "losses"
-	NftraceMapOtherFlows      = "other_flows"
-	NftraceMapPercpuBase      = "percpu_base"
-	NftraceMapPlans           = "plans"
-	NftraceMapRecords         = "records"
-	NftraceMapTaskFrames      = "task_frames"
-	NftraceMapXtNow           = "xt_now"
-	NftraceMapXtSnap          = "xt_snap"
-	NftraceMapXtTabScratch    = "xt_tab_scratch"
-	NftraceMapXtTables        = "xt_tables"
-	NftraceProgBrForward      = "br_forward"
-	NftraceProgDefragIp       = "defrag_ip"
-	NftraceProgDefragIp6      = "defrag_ip6"
-	NftraceProgDeliverIp      = "deliver_ip"
-	NftraceProgDeliverIp6     = "deliver_ip6"
-	NftraceProgDevXmit        = "dev_xmit"
-	NftraceProgFindSymbols    = "find_symbols"
-	NftraceProgHookEnter      = "hook_enter"
-	NftraceProgHookEnterTask  = "hook_enter_task"
-	NftraceProgNat            = "nat"
-	NftraceProgNatIcmp        = "nat_icmp"
-	NftraceProgNatIcmp6       = "nat_icmp6"
-	NftraceProgSchedSwitch    = "sched_switch"
-	NftraceProgSkbDrop        = "skb_drop"
-	NftraceProgSkbMorph       = "skb_morph"
-	NftraceProgSkbRelease     = "skb_release"
-	NftraceProgSoftirqExit    = "softirq_exit"
-	NftraceProgTableFree      = "table_free"
-	NftraceProgTableLookup    = "table_lookup"
-	NftraceVarFoundSymbols    = "found_symbols"
-	NftraceVarIfaceBits       = "iface_bits"
-	NftraceVarLastLookup      = "last_lookup"
-	NftraceVarLive            = "live"
-	NftraceVarNewTable        = "new_table"
-	NftraceVarNrCpus          = "nr_cpus"
-	NftraceVarOpenFrames      = "open_frames"
-	NftraceVarOpenTaskFrames  = "open_task_frames"
-	NftraceVarPassed          = "passed"
-	NftraceVarSelfTgid        = "self_tgid"
-	NftraceVarSnapBlocks      = "snap_blocks"
-	NftraceVarSymPcpuHot      = "sym_pcpu_hot"
-	NftraceVarSymPerCpuOffset = "sym_per_cpu_offset"
-	NftraceVarSymPreemptCount = "sym_preempt_count"
-	NftraceVarSymXtRecseq     = "sym_xt_recseq"
-	NftraceVarTasksPreempt    = "tasks_preempt"
-	NftraceVarTracing         = "tracing"
-	NftraceVarUnusedHead      = "unused_head"
-	NftraceVarUnusedLimits    = "unused_limits"
-	NftraceVarUnusedLoss      = "unused_loss"
-	NftraceVarUnusedPktFlag   = "unused_pkt_flag"
-	NftraceVarUnusedRecDev    = "unused_rec_dev"
-	NftraceVarUnusedRecFlag   = "unused_rec_flag"
-	NftraceVarUnusedRecHook   = "unused_rec_hook"
-	NftraceVarUnusedRecNat    = "unused_rec_nat"
-	NftraceVarUnusedRecPkt    = "unused_rec_pkt"
-	NftraceVarUnusedRecType   = "unused_rec_type"
-	NftraceVarUseAddrs        = "use_addrs"
-	NftraceVarUseDetail       = "use_detail"
-	NftraceVarUseExpr         = "use_expr"
-	NftraceVarUseFilter       = "use_filter"
-	NftraceVarUseIfaces       = "use_ifaces"
-	NftraceVarUseMac          = "use_mac"
-	NftraceVarUseNat          = "use_nat"
-	NftraceVarUseNetns        = "use_netns"
-	NftraceVarUsePlaces       = "use_places"
-	NftraceVarUseTaskProbe    = "use_task_probe"
-	NftraceVarWakeBytes       = "wake_bytes"
-	NftraceVarXt              = "xt"
-	NftraceVarXtFrees         = "xt_frees"
-	NftraceVarXtMade          = "xt_made"
+	NftraceMapAfterScratch      = "after_scratch"
+	NftraceMapCpus              = "cpus"
+	NftraceMapCursors           = "cursors"
+	NftraceMapDecisions         = "decisions"
+	NftraceMapFilterAddrs       = "filter_addrs"
+	NftraceMapFilterIfaces      = "filter_ifaces"
+	NftraceMapFilterNetns       = "filter_netns"
+	NftraceMapFrames            = "frames"
+	NftraceMapHitsFound         = "hits_found"
+	NftraceMapHookProgram       = "hook_program"
+	NftraceMapJourneys          = "journeys"
+	NftraceMapKept              = "kept"
+	NftraceMapLosses            = "losses"
+	NftraceMapOtherFlows        = "other_flows"
+	NftraceMapPercpuBase        = "percpu_base"
+	NftraceMapPlans             = "plans"
+	NftraceMapRecords           = "records"
+	NftraceMapTaskFrames        = "task_frames"
+	NftraceMapXtNow             = "xt_now"
+	NftraceMapXtSnap            = "xt_snap"
+	NftraceMapXtTabScratch      = "xt_tab_scratch"
+	NftraceMapXtTables          = "xt_tables"
+	NftraceProgBrForward        = "br_forward"
+	NftraceProgDefragIp         = "defrag_ip"
+	NftraceProgDefragIp6        = "defrag_ip6"
+	NftraceProgDeliverIp        = "deliver_ip"
+	NftraceProgDeliverIp6       = "deliver_ip6"
+	NftraceProgDevXmit          = "dev_xmit"
+	NftraceProgFindSymbols      = "find_symbols"
+	NftraceProgHookEnter        = "hook_enter"
+	NftraceProgHookEnterSoftirq = "hook_enter_softirq"
+	NftraceProgHookEnterTask    = "hook_enter_task"
+	NftraceProgNat              = "nat"
+	NftraceProgNatIcmp          = "nat_icmp"
+	NftraceProgNatIcmp6         = "nat_icmp6"
+	NftraceProgSchedSwitch      = "sched_switch"
+	NftraceProgSkbDrop          = "skb_drop"
+	NftraceProgSkbMorph         = "skb_morph"
+	NftraceProgSkbRelease       = "skb_release"
+	NftraceProgSoftirqExit      = "softirq_exit"
+	NftraceProgTableFree        = "table_free"
+	NftraceProgTableLookup      = "table_lookup"
+	NftraceVarFoundSymbols      = "found_symbols"
+	NftraceVarIfaceBits         = "iface_bits"
+	NftraceVarLastLookup        = "last_lookup"
+	NftraceVarLive              = "live"
+	NftraceVarNewTable          = "new_table"
+	NftraceVarNrCpus            = "nr_cpus"
+	NftraceVarOpenFrames        = "open_frames"
+	NftraceVarOpenTaskFrames    = "open_task_frames"
+	NftraceVarPassed            = "passed"
+	NftraceVarSelfTgid          = "self_tgid"
+	NftraceVarSnapBlocks        = "snap_blocks"
+	NftraceVarSymPcpuHot        = "sym_pcpu_hot"
+	NftraceVarSymPerCpuOffset   = "sym_per_cpu_offset"
+	NftraceVarSymPreemptCount   = "sym_preempt_count"
+	NftraceVarSymXtRecseq       = "sym_xt_recseq"
+	NftraceVarTasksPreempt      = "tasks_preempt"
+	NftraceVarTracing           = "tracing"
+	NftraceVarUnusedHead        = "unused_head"
+	NftraceVarUnusedLimits      = "unused_limits"
+	NftraceVarUnusedLoss        = "unused_loss"
+	NftraceVarUnusedPktFlag     = "unused_pkt_flag"
+	NftraceVarUnusedRecDev      = "unused_rec_dev"
+	NftraceVarUnusedRecFlag     = "unused_rec_flag"
+	NftraceVarUnusedRecHook     = "unused_rec_hook"
+	NftraceVarUnusedRecNat      = "unused_rec_nat"
+	NftraceVarUnusedRecPkt      = "unused_rec_pkt"
+	NftraceVarUnusedRecType     = "unused_rec_type"
+	NftraceVarUseAddrs          = "use_addrs"
+	NftraceVarUseDetail         = "use_detail"
+	NftraceVarUseExpr           = "use_expr"
+	NftraceVarUseFilter         = "use_filter"
+	NftraceVarUseIfaces         = "use_ifaces"
+	NftraceVarUseMac            = "use_mac"
+	NftraceVarUseNat            = "use_nat"
+	NftraceVarUseNetns          = "use_netns"
+	NftraceVarUsePlaces         = "use_places"
+	NftraceVarUseTaskProbe      = "use_task_probe"
+	NftraceVarWakeBytes         = "wake_bytes"
+	NftraceVarXt                = "xt"
+	NftraceVarXtFrees           = "xt_frees"
+	NftraceVarXtMade            = "xt_made"
 )
 
 // LoadNftrace returns the embedded CollectionSpec for Nftrace.
@@ -510,25 +512,26 @@ type NftraceSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type NftraceProgramSpecs struct {
-	BrForward     *ebpf.ProgramSpec `ebpf:"br_forward"`
-	DefragIp      *ebpf.ProgramSpec `ebpf:"defrag_ip"`
-	DefragIp6     *ebpf.ProgramSpec `ebpf:"defrag_ip6"`
-	DeliverIp     *ebpf.ProgramSpec `ebpf:"deliver_ip"`
-	DeliverIp6    *ebpf.ProgramSpec `ebpf:"deliver_ip6"`
-	DevXmit       *ebpf.ProgramSpec `ebpf:"dev_xmit"`
-	FindSymbols   *ebpf.ProgramSpec `ebpf:"find_symbols"`
-	HookEnter     *ebpf.ProgramSpec `ebpf:"hook_enter"`
-	HookEnterTask *ebpf.ProgramSpec `ebpf:"hook_enter_task"`
-	Nat           *ebpf.ProgramSpec `ebpf:"nat"`
-	NatIcmp       *ebpf.ProgramSpec `ebpf:"nat_icmp"`
-	NatIcmp6      *ebpf.ProgramSpec `ebpf:"nat_icmp6"`
-	SchedSwitch   *ebpf.ProgramSpec `ebpf:"sched_switch"`
-	SkbDrop       *ebpf.ProgramSpec `ebpf:"skb_drop"`
-	SkbMorph      *ebpf.ProgramSpec `ebpf:"skb_morph"`
-	SkbRelease    *ebpf.ProgramSpec `ebpf:"skb_release"`
-	SoftirqExit   *ebpf.ProgramSpec `ebpf:"softirq_exit"`
-	TableFree     *ebpf.ProgramSpec `ebpf:"table_free"`
-	TableLookup   *ebpf.ProgramSpec `ebpf:"table_lookup"`
+	BrForward        *ebpf.ProgramSpec `ebpf:"br_forward"`
+	DefragIp         *ebpf.ProgramSpec `ebpf:"defrag_ip"`
+	DefragIp6        *ebpf.ProgramSpec `ebpf:"defrag_ip6"`
+	DeliverIp        *ebpf.ProgramSpec `ebpf:"deliver_ip"`
+	DeliverIp6       *ebpf.ProgramSpec `ebpf:"deliver_ip6"`
+	DevXmit          *ebpf.ProgramSpec `ebpf:"dev_xmit"`
+	FindSymbols      *ebpf.ProgramSpec `ebpf:"find_symbols"`
+	HookEnter        *ebpf.ProgramSpec `ebpf:"hook_enter"`
+	HookEnterSoftirq *ebpf.ProgramSpec `ebpf:"hook_enter_softirq"`
+	HookEnterTask    *ebpf.ProgramSpec `ebpf:"hook_enter_task"`
+	Nat              *ebpf.ProgramSpec `ebpf:"nat"`
+	NatIcmp          *ebpf.ProgramSpec `ebpf:"nat_icmp"`
+	NatIcmp6         *ebpf.ProgramSpec `ebpf:"nat_icmp6"`
+	SchedSwitch      *ebpf.ProgramSpec `ebpf:"sched_switch"`
+	SkbDrop          *ebpf.ProgramSpec `ebpf:"skb_drop"`
+	SkbMorph         *ebpf.ProgramSpec `ebpf:"skb_morph"`
+	SkbRelease       *ebpf.ProgramSpec `ebpf:"skb_release"`
+	SoftirqExit      *ebpf.ProgramSpec `ebpf:"softirq_exit"`
+	TableFree        *ebpf.ProgramSpec `ebpf:"table_free"`
+	TableLookup      *ebpf.ProgramSpec `ebpf:"table_lookup"`
 }
 
 // NftraceMapSpecs contains maps before they are loaded into the kernel.
@@ -544,6 +547,7 @@ type NftraceMapSpecs struct {
 	FilterNetns  *ebpf.MapSpec `ebpf:"filter_netns"`
 	Frames       *ebpf.MapSpec `ebpf:"frames"`
 	HitsFound    *ebpf.MapSpec `ebpf:"hits_found"`
+	HookProgram  *ebpf.MapSpec `ebpf:"hook_program"`
 	Journeys     *ebpf.MapSpec `ebpf:"journeys"`
 	Kept         *ebpf.MapSpec `ebpf:"kept"`
 	Losses       *ebpf.MapSpec `ebpf:"losses"`
@@ -634,6 +638,7 @@ type NftraceMaps struct {
 	FilterNetns  *ebpf.Map `ebpf:"filter_netns"`
 	Frames       *ebpf.Map `ebpf:"frames"`
 	HitsFound    *ebpf.Map `ebpf:"hits_found"`
+	HookProgram  *ebpf.Map `ebpf:"hook_program"`
 	Journeys     *ebpf.Map `ebpf:"journeys"`
 	Kept         *ebpf.Map `ebpf:"kept"`
 	Losses       *ebpf.Map `ebpf:"losses"`
@@ -659,6 +664,7 @@ func (m *NftraceMaps) Close() error {
 		m.FilterNetns,
 		m.Frames,
 		m.HitsFound,
+		m.HookProgram,
 		m.Journeys,
 		m.Kept,
 		m.Losses,
@@ -725,25 +731,26 @@ type NftraceVariables struct {
 //
 // It can be passed to LoadNftraceObjects or ebpf.CollectionSpec.LoadAndAssign.
 type NftracePrograms struct {
-	BrForward     *ebpf.Program `ebpf:"br_forward"`
-	DefragIp      *ebpf.Program `ebpf:"defrag_ip"`
-	DefragIp6     *ebpf.Program `ebpf:"defrag_ip6"`
-	DeliverIp     *ebpf.Program `ebpf:"deliver_ip"`
-	DeliverIp6    *ebpf.Program `ebpf:"deliver_ip6"`
-	DevXmit       *ebpf.Program `ebpf:"dev_xmit"`
-	FindSymbols   *ebpf.Program `ebpf:"find_symbols"`
-	HookEnter     *ebpf.Program `ebpf:"hook_enter"`
-	HookEnterTask *ebpf.Program `ebpf:"hook_enter_task"`
-	Nat           *ebpf.Program `ebpf:"nat"`
-	NatIcmp       *ebpf.Program `ebpf:"nat_icmp"`
-	NatIcmp6      *ebpf.Program `ebpf:"nat_icmp6"`
-	SchedSwitch   *ebpf.Program `ebpf:"sched_switch"`
-	SkbDrop       *ebpf.Program `ebpf:"skb_drop"`
-	SkbMorph      *ebpf.Program `ebpf:"skb_morph"`
-	SkbRelease    *ebpf.Program `ebpf:"skb_release"`
-	SoftirqExit   *ebpf.Program `ebpf:"softirq_exit"`
-	TableFree     *ebpf.Program `ebpf:"table_free"`
-	TableLookup   *ebpf.Program `ebpf:"table_lookup"`
+	BrForward        *ebpf.Program `ebpf:"br_forward"`
+	DefragIp         *ebpf.Program `ebpf:"defrag_ip"`
+	DefragIp6        *ebpf.Program `ebpf:"defrag_ip6"`
+	DeliverIp        *ebpf.Program `ebpf:"deliver_ip"`
+	DeliverIp6       *ebpf.Program `ebpf:"deliver_ip6"`
+	DevXmit          *ebpf.Program `ebpf:"dev_xmit"`
+	FindSymbols      *ebpf.Program `ebpf:"find_symbols"`
+	HookEnter        *ebpf.Program `ebpf:"hook_enter"`
+	HookEnterSoftirq *ebpf.Program `ebpf:"hook_enter_softirq"`
+	HookEnterTask    *ebpf.Program `ebpf:"hook_enter_task"`
+	Nat              *ebpf.Program `ebpf:"nat"`
+	NatIcmp          *ebpf.Program `ebpf:"nat_icmp"`
+	NatIcmp6         *ebpf.Program `ebpf:"nat_icmp6"`
+	SchedSwitch      *ebpf.Program `ebpf:"sched_switch"`
+	SkbDrop          *ebpf.Program `ebpf:"skb_drop"`
+	SkbMorph         *ebpf.Program `ebpf:"skb_morph"`
+	SkbRelease       *ebpf.Program `ebpf:"skb_release"`
+	SoftirqExit      *ebpf.Program `ebpf:"softirq_exit"`
+	TableFree        *ebpf.Program `ebpf:"table_free"`
+	TableLookup      *ebpf.Program `ebpf:"table_lookup"`
 }
 
 func (p *NftracePrograms) Close() error {
@@ -756,6 +763,7 @@ func (p *NftracePrograms) Close() error {
 		p.DevXmit,
 		p.FindSymbols,
 		p.HookEnter,
+		p.HookEnterSoftirq,
 		p.HookEnterTask,
 		p.Nat,
 		p.NatIcmp,

@@ -169,16 +169,16 @@ func TestMakeStatic(t *testing.T) {
 		}
 		return names
 	}
-	before := global(bpf.NftraceProgHookEnter)
+	before := global(bpf.NftraceProgHookEnterTask)
 	if len(before) == 0 {
-		t.Fatalf("%s calls no global functions", bpf.NftraceProgHookEnter)
+		t.Fatalf("%s calls no global functions", bpf.NftraceProgHookEnterTask)
 	}
-	makeStatic(spec.Programs[bpf.NftraceProgHookEnterTask].Instructions)
-	if left := global(bpf.NftraceProgHookEnterTask); len(left) > 0 {
-		t.Errorf("global functions are left in %s: %q", bpf.NftraceProgHookEnterTask, left)
+	makeStatic(spec.Programs[bpf.NftraceProgHookEnter].Instructions)
+	if left := global(bpf.NftraceProgHookEnter); len(left) > 0 {
+		t.Errorf("global functions are left in %s: %q", bpf.NftraceProgHookEnter, left)
 	}
-	if after := global(bpf.NftraceProgHookEnter); !slices.Equal(after, before) {
-		t.Errorf("global functions of %s were %q, are %q", bpf.NftraceProgHookEnter, before, after)
+	if after := global(bpf.NftraceProgHookEnterTask); !slices.Equal(after, before) {
+		t.Errorf("global functions of %s were %q, are %q", bpf.NftraceProgHookEnterTask, before, after)
 	}
 }
 

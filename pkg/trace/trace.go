@@ -74,12 +74,13 @@ var groups = []group{
 		bpf.NftraceProgSoftirqExit, bpf.NftraceProgSchedSwitch,
 		bpf.NftraceProgHookEnter,
 	}},
-	{programs: []string{bpf.NftraceProgHookEnterTask}, present: useTaskProbe},
+	{programs: []string{bpf.NftraceProgHookEnterTask, bpf.NftraceProgHookEnterSoftirq}, present: useTaskProbe},
 }
 
-// useTaskProbe tells whether tasks have a probe of their own, so that softirqs do not hit one
-// that runs: where tasks preempt each other, and where there is one CPU for all, whose
-// counters take long to copy.
+// useTaskProbe tells whether tasks and softirqs have a probe of the hooks each, so that
+// softirqs do not hit one that runs: where tasks preempt each other, and where there is one
+// CPU for all, whose counters take long to copy. Then hook_enter is not attached; these
+// two jump to it.
 func useTaskProbe() bool {
 	cpus, err := ebpf.PossibleCPU()
 	return tasksPreempt() || err == nil && cpus == 1
@@ -174,7 +175,7 @@ func configure(spec *ebpf.CollectionSpec, o Options) error {
 		}
 	}
 	if tasksPreempt() {
-		makeStatic(spec.Programs[bpf.NftraceProgHookEnterTask].Instructions)
+		makeStatic(spec.Programs[bpf.NftraceProgHookEnter].Instructions)
 	}
 	if len(o.Filter) == 0 {
 		return nil
@@ -340,6 +341,12 @@ func (t *Tracer) attach(gs []group) error {
 		return loadError("load the probes", err)
 	}
 	t.colls = append(t.colls, coll)
+	if hook := coll.Programs[bpf.NftraceProgHookEnter]; hook != nil && useTaskProbe() {
+		if err := t.maps[bpf.NftraceMapHookProgram].Put(uint32(0), hook); err != nil {
+			return fmt.Errorf("let probes jump to %s: %w", bpf.NftraceProgHookEnter, err)
+		}
+		delete(sub.Programs, bpf.NftraceProgHookEnter)
+	}
 	if err := t.link(coll, sub.Programs); err != nil {
 		return err
 	}
@@ -354,8 +361,8 @@ func (t *Tracer) attach(gs []group) error {
 // copies is how many more of a program are attached where tasks preempt each other; the
 // first one that the kernel does not skip does the work. A task that is preempted at the
 // edge of a probe keeps the kernel from running that one again, so one CPU with many tasks
-// wants more; and a softirq may come while a task finds out that hook_enter is not for it.
-var copies = map[string]int{bpf.NftraceProgHookEnter: 1, bpf.NftraceProgHookEnterTask: 4}
+// wants more; and a softirq may come while a task finds out that hook_enter_softirq is not for it.
+var copies = map[string]int{bpf.NftraceProgHookEnterSoftirq: 1, bpf.NftraceProgHookEnterTask: 4}
 
 // link attaches the programs of a collection. The kernel waits a while in each; it waits for all at once.
 func (t *Tracer) link(coll *ebpf.Collection, specs map[string]*ebpf.ProgramSpec) error {
