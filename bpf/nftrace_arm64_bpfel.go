@@ -37,24 +37,6 @@ type NftraceCpu struct {
 	Pad     uint32
 }
 
-type NftraceCursor struct {
-	_      structs.HostLayout
-	Entry  uint64
-	Table  uint32
-	Block  uint32
-	From   uint32
-	Nhits  uint32
-	Bad    uint32
-	Hit    uint32
-	Mode   uint32
-	Snap   uint32
-	Kept   uint32
-	Pad    uint32
-	At     uint64
-	Percpu uint64
-	Chain  uint64
-}
-
 type NftraceDecision struct {
 	_     structs.HostLayout
 	Flow  uint64
@@ -110,11 +92,6 @@ type NftraceHit struct {
 	Table   uint16
 	Packets uint16
 	Bytes   uint64
-}
-
-type NftraceHits struct {
-	_ structs.HostLayout
-	H [512]NftraceHit
 }
 
 type NftraceHookTable struct {
@@ -340,6 +317,30 @@ const (
 	NftraceRecTypeREC_END     NftraceRecType = 8
 )
 
+type NftraceScratch struct {
+	_ structs.HostLayout
+	C struct {
+		_      structs.HostLayout
+		Entry  uint64
+		Table  uint32
+		Block  uint32
+		From   uint32
+		Nhits  uint32
+		Bad    uint32
+		Hit    uint32
+		Mode   uint32
+		Snap   uint32
+		Kept   uint32
+		Number uint32
+		At     uint64
+		Percpu uint64
+		Chain  uint64
+	}
+	After NftraceRecPkt
+	Now   NftraceBlock
+	Found [512]NftraceHit
+}
+
 type NftraceSymbols struct {
 	_            structs.HostLayout
 	PerCpuOffset uint64
@@ -385,15 +386,12 @@ type NftraceXtTableHead struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	NftraceMapAfterScratch      = "after_scratch"
 	NftraceMapCpus              = "cpus"
-	NftraceMapCursors           = "cursors"
 	NftraceMapDecisions         = "decisions"
 	NftraceMapFilterAddrs       = "filter_addrs"
 	NftraceMapFilterIfaces      = "filter_ifaces"
 	NftraceMapFilterNetns       = "filter_netns"
 	NftraceMapFrames            = "frames"
-	NftraceMapHitsFound         = "hits_found"
 	NftraceMapHookProgram       = "hook_program"
 	NftraceMapJourneys          = "journeys"
 	NftraceMapKept              = "kept"
@@ -402,8 +400,8 @@ const (
 	NftraceMapPercpuBase        = "percpu_base"
 	NftraceMapPlans             = "plans"
 	NftraceMapRecords           = "records"
+	NftraceMapScratches         = "scratches"
 	NftraceMapTaskFrames        = "task_frames"
-	NftraceMapXtNow             = "xt_now"
 	NftraceMapXtSnap            = "xt_snap"
 	NftraceMapXtTabScratch      = "xt_tab_scratch"
 	NftraceMapXtTables          = "xt_tables"
@@ -538,15 +536,12 @@ type NftraceProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type NftraceMapSpecs struct {
-	AfterScratch *ebpf.MapSpec `ebpf:"after_scratch"`
 	Cpus         *ebpf.MapSpec `ebpf:"cpus"`
-	Cursors      *ebpf.MapSpec `ebpf:"cursors"`
 	Decisions    *ebpf.MapSpec `ebpf:"decisions"`
 	FilterAddrs  *ebpf.MapSpec `ebpf:"filter_addrs"`
 	FilterIfaces *ebpf.MapSpec `ebpf:"filter_ifaces"`
 	FilterNetns  *ebpf.MapSpec `ebpf:"filter_netns"`
 	Frames       *ebpf.MapSpec `ebpf:"frames"`
-	HitsFound    *ebpf.MapSpec `ebpf:"hits_found"`
 	HookProgram  *ebpf.MapSpec `ebpf:"hook_program"`
 	Journeys     *ebpf.MapSpec `ebpf:"journeys"`
 	Kept         *ebpf.MapSpec `ebpf:"kept"`
@@ -555,8 +550,8 @@ type NftraceMapSpecs struct {
 	PercpuBase   *ebpf.MapSpec `ebpf:"percpu_base"`
 	Plans        *ebpf.MapSpec `ebpf:"plans"`
 	Records      *ebpf.MapSpec `ebpf:"records"`
+	Scratches    *ebpf.MapSpec `ebpf:"scratches"`
 	TaskFrames   *ebpf.MapSpec `ebpf:"task_frames"`
-	XtNow        *ebpf.MapSpec `ebpf:"xt_now"`
 	XtSnap       *ebpf.MapSpec `ebpf:"xt_snap"`
 	XtTabScratch *ebpf.MapSpec `ebpf:"xt_tab_scratch"`
 	XtTables     *ebpf.MapSpec `ebpf:"xt_tables"`
@@ -629,15 +624,12 @@ func (o *NftraceObjects) Close() error {
 //
 // It can be passed to LoadNftraceObjects or ebpf.CollectionSpec.LoadAndAssign.
 type NftraceMaps struct {
-	AfterScratch *ebpf.Map `ebpf:"after_scratch"`
 	Cpus         *ebpf.Map `ebpf:"cpus"`
-	Cursors      *ebpf.Map `ebpf:"cursors"`
 	Decisions    *ebpf.Map `ebpf:"decisions"`
 	FilterAddrs  *ebpf.Map `ebpf:"filter_addrs"`
 	FilterIfaces *ebpf.Map `ebpf:"filter_ifaces"`
 	FilterNetns  *ebpf.Map `ebpf:"filter_netns"`
 	Frames       *ebpf.Map `ebpf:"frames"`
-	HitsFound    *ebpf.Map `ebpf:"hits_found"`
 	HookProgram  *ebpf.Map `ebpf:"hook_program"`
 	Journeys     *ebpf.Map `ebpf:"journeys"`
 	Kept         *ebpf.Map `ebpf:"kept"`
@@ -646,8 +638,8 @@ type NftraceMaps struct {
 	PercpuBase   *ebpf.Map `ebpf:"percpu_base"`
 	Plans        *ebpf.Map `ebpf:"plans"`
 	Records      *ebpf.Map `ebpf:"records"`
+	Scratches    *ebpf.Map `ebpf:"scratches"`
 	TaskFrames   *ebpf.Map `ebpf:"task_frames"`
-	XtNow        *ebpf.Map `ebpf:"xt_now"`
 	XtSnap       *ebpf.Map `ebpf:"xt_snap"`
 	XtTabScratch *ebpf.Map `ebpf:"xt_tab_scratch"`
 	XtTables     *ebpf.Map `ebpf:"xt_tables"`
@@ -655,15 +647,12 @@ type NftraceMaps struct {
 
 func (m *NftraceMaps) Close() error {
 	return _NftraceClose(
-		m.AfterScratch,
 		m.Cpus,
-		m.Cursors,
 		m.Decisions,
 		m.FilterAddrs,
 		m.FilterIfaces,
 		m.FilterNetns,
 		m.Frames,
-		m.HitsFound,
 		m.HookProgram,
 		m.Journeys,
 		m.Kept,
@@ -672,8 +661,8 @@ func (m *NftraceMaps) Close() error {
 		m.PercpuBase,
 		m.Plans,
 		m.Records,
+		m.Scratches,
 		m.TaskFrames,
-		m.XtNow,
 		m.XtSnap,
 		m.XtTabScratch,
 		m.XtTables,

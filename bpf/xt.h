@@ -285,14 +285,6 @@ struct {
 	__type(value, struct kept);
 } kept SEC(".maps");
 
-/* What the comparison reads a block into. */
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, ON_MAX);
-	__type(key, u32);
-	__type(value, struct block);
-} xt_now SEC(".maps");
-
 struct cpu {
 	u32 running; /* 1 + the frame that has the CPU; 0: none */
 	u32 next;    /* where to look for a free frame */
@@ -372,7 +364,7 @@ __verified_once u32 recseq_again(u64 percpu)
 
 /*
  * How far a pass over the counters of a frame's tables has come: in a map's memory, where
- * the verifier does not follow each value. Each probe has its own.
+ * the verifier does not follow each value.
  */
 struct cursor {
 	u64 entry; /* inline counters: the next entry's address */
@@ -380,35 +372,32 @@ struct cursor {
 	u32 block; /* of the table */
 	u32 from;  /* the entry of the block's first counter */
 	u32 nhits;
-	u32 bad;  /* REC_F_* */
-	u32 hit;  /* a bit for each table whose rules grew */
-	u32 mode; /* enum sweep_mode */
-	u32 snap; /* index of the frame's first block in xt_snap */
-	u32 kept; /* index of the CPU's first kept block there */
-	u32 pad;
+	u32 bad;    /* REC_F_* */
+	u32 hit;    /* a bit for each table whose rules grew */
+	u32 mode;   /* enum sweep_mode */
+	u32 snap;   /* index of the frame's first block in xt_snap */
+	u32 kept;   /* index of the CPU's first kept block there */
+	u32 number; /* of counters in the block */
 	u64 at;	    /* address of the block's counters on this CPU */
 	u64 percpu; /* offset of this CPU's variables */
 	u64 chain;  /* of the CPU */
 };
 
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, ON_MAX);
-	__type(key, u32);
-	__type(value, struct cursor);
-} cursors SEC(".maps");
-
-struct hits {
-	struct hit h[MAX_HITS];
+/* The space that a probe works in: see enum on. */
+struct scratch {
+	struct cursor c;
+	struct rec_pkt after;
+	struct block now; /* what a comparison reads a block into */
+	/* What a comparison found, until it is known that nothing came in between. */
+	struct hit found[MAX_HITS];
 };
 
-/* What a comparison found, until it is known that nothing came in between. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, ON_MAX);
 	__type(key, u32);
-	__type(value, struct hits);
-} hits_found SEC(".maps");
+	__type(value, struct scratch);
+} scratches SEC(".maps");
 
 enum sweep_mode {
 	SWEEP_COPY,
@@ -419,9 +408,13 @@ enum sweep_mode {
 /* One pass. */
 struct sweep {
 	struct frame *f;
-	struct cursor *c;
-	struct hits *found;
-	struct block *now; /* where a block is read to, without bpf_rdonly_cast */
+	struct scratch *s;
+};
+
+/* One block of it. */
+struct block_sweep {
+	struct frame *f;
+	struct scratch *s;
 	struct block *old;
 };
 
@@ -429,64 +422,68 @@ struct sweep {
  * Notes an entry if it grew. Behind MAX_HITS it begins anew, which user space never sees
  * (REC_F_TOOMANY): one way through the code is all that the verifier has to follow.
  */
-static __always_inline void compare(struct sweep *s, u32 index, u64 pcnt,
+static __always_inline void compare(struct block_sweep *b, u32 index, u64 pcnt,
 				    u64 bcnt, struct xt_counters *old)
 {
-	u64 packets = pcnt - old->pcnt;
+	u64 packets = pcnt - old->pcnt, bytes = bcnt - old->bcnt, n;
+	struct cursor *c = &b->s->c;
 	struct hit *h;
 
 	if (!packets)
 		return;
-	h = &s->found->h[bounded(s->c->nhits, MAX_HITS - 1)];
-	s->c->nhits++;
-	h->index = index;
-	h->table = s->c->table;
-	s->c->hit |= 1U << s->c->table;
-	h->packets = packets;
-	h->bytes = bcnt - old->bcnt;
-	if (packets >> 16)
-		s->c->bad |= REC_F_TOOMANY;
-	if (s->c->mode == SWEEP_UPDATE) {
+	n = bounded(c->nhits, MAX_HITS - 1);
+	c->nhits++;
+	h = &b->s->found[n];
+	if (c->mode == SWEEP_UPDATE) {
+		h = &b->f->rec.hits[n];
 		old->pcnt = pcnt;
 		old->bcnt = bcnt;
 	}
+	h->index = index;
+	h->table = c->table;
+	h->packets = packets;
+	h->bytes = bytes;
+	c->hit |= 1U << c->table;
+	if (packets >> 16)
+		c->bad |= REC_F_TOOMANY;
 }
 
 #define BATCH 8 /* counters that are compared at a time */
 
-static long compare_batch(u32 nr, struct sweep *s)
+static long compare_batch(u32 nr, struct block_sweep *b)
 {
 	u64 first = bounded(nr, BLOCK / BATCH - 1) * BATCH;
-	struct xt_counters *old = &s->old->c[first];
-	const struct many_words *now = (void *)&s->now->c[first];
+	struct xt_counters *old = &b->old->c[first];
+	const struct many_words *now = (void *)&b->s->now.c[first];
 
 	if (bpf_rdonly_cast)
-		now = words_at((void *)(s->c->at + first * sizeof(*old)));
+		now = words_at((void *)(b->s->c.at + first * sizeof(*old)));
 #pragma unroll
 	for (int i = 0; i < BATCH; i++)
-		compare(s, s->c->from + first + i, now->w[2 * i],
+		compare(b, b->s->c.from + first + i, now->w[2 * i],
 			now->w[2 * i + 1], &old[i]);
 	return 0;
 }
 
 /* Inline counters (one CPU): copies or compares one entry's. */
-static long sweep_entry(u32 i, struct sweep *s)
+static long sweep_entry(u32 i, struct block_sweep *b)
 {
-	u32 pf = s->f->rec.place.pf;
+	u32 pf = b->f->rec.place.pf;
+	struct cursor *c = &b->s->c;
 	struct xt_entry_tail t;
 	struct xt_counters *o;
 
 	if (bpf_probe_read_kernel(&t, sizeof(t),
-				  (void *)(s->c->entry + tail_offset(pf)))) {
-		s->c->bad |= REC_F_FAULT;
+				  (void *)(c->entry + tail_offset(pf)))) {
+		c->bad |= REC_F_FAULT;
 		return 1;
 	}
-	s->c->entry += next_offset(pf, &t);
-	o = &s->old->c[bounded(i, BLOCK - 1)];
-	if (s->c->mode == SWEEP_COPY)
+	c->entry += next_offset(pf, &t);
+	o = &b->old->c[bounded(i, BLOCK - 1)];
+	if (c->mode == SWEEP_COPY)
 		*o = t.counters;
 	else
-		compare(s, s->c->from + i, t.counters.pcnt, t.counters.bcnt, o);
+		compare(b, c->from + i, t.counters.pcnt, t.counters.bcnt, o);
 	return 0;
 }
 
@@ -501,9 +498,11 @@ static __always_inline bool kept_holds(const struct kept *k,
 /* Copies or compares one block of counters, and goes on to the next. */
 static long sweep_block(u32 nr, struct sweep *s)
 {
+	struct block_sweep part = { .f = s->f, .s = s->s };
+	struct cursor *c = &s->s->c;
 	struct frame *f = s->f;
-	u64 t = bounded(s->c->table, 7), n, up, at, private;
-	u32 key, b = s->c->block;
+	u64 t = bounded(c->table, 7), n, up, at, private;
+	u32 key, b = c->block;
 	struct frame_table *ft;
 	struct hook_table *ht;
 
@@ -519,24 +518,24 @@ static long sweep_block(u32 nr, struct sweep *s)
 		k = bpf_map_lookup_elem(&kept, &key);
 		if (!k)
 			return 1;
-		if (s->c->mode == SWEEP_COPY) {
+		if (c->mode == SWEEP_COPY) {
 			k->private = private;
 			k->gen = ht->gen;
-			k->chain = s->c->chain;
+			k->chain = c->chain;
 		}
-		key = s->c->kept + ft->slot;
+		key = c->kept + ft->slot;
 	} else {
-		key = s->c->snap + ft->snap + b;
+		key = c->snap + ft->snap + b;
 	}
-	s->old = bpf_map_lookup_elem(&xt_snap, &key);
-	if (!s->old)
+	part.old = bpf_map_lookup_elem(&xt_snap, &key);
+	if (!part.old)
 		return 1;
 	at = ft->at;
 	if (ft->blocks > 1 || f->frees != xt_frees) {
 		struct xt_tab *tab = bpf_map_lookup_elem(&xt_tables, &private);
 
 		if (!tab || tab->gen != ht->gen) {
-			s->c->bad |= REC_F_REPLACED;
+			c->bad |= REC_F_REPLACED;
 			return 1;
 		}
 		at = tab->base[bounded(b, MAX_BLOCKS - 1)];
@@ -544,32 +543,35 @@ static long sweep_block(u32 nr, struct sweep *s)
 	n = ft->number - b * BLOCK;
 	if (n > BLOCK)
 		n = BLOCK;
+	/* Through memory, so that the verifier need not follow both. */
+	*(volatile u32 *)&c->number = n;
+	n = *(volatile u32 *)&c->number;
 	/* What is behind the last counter is the table's, too, and never changes. */
 	up = bounded(n + BATCH - 1, 2 * BLOCK - BATCH);
 	if (up > BLOCK)
 		return 1;
-	s->c->from = b * BLOCK;
-	s->c->at = at + s->c->percpu;
+	c->from = b * BLOCK;
+	c->at = at + c->percpu;
 	if (nr_cpus == 1) {
 		if (!b)
-			s->c->entry = ft->at;
-		bpf_loop(n, sweep_entry, s, 0);
-	} else if ((s->c->mode == SWEEP_COPY || !bpf_rdonly_cast) &&
+			c->entry = ft->at;
+		bpf_loop(n, sweep_entry, &part, 0);
+	} else if ((c->mode == SWEEP_COPY || !bpf_rdonly_cast) &&
 		   bpf_probe_read_kernel(
-			   s->c->mode == SWEEP_COPY ? s->old : s->now,
-			   up * sizeof(struct xt_counters), (void *)s->c->at)) {
-		s->c->bad |= REC_F_FAULT;
-	} else if (s->c->mode != SWEEP_COPY) {
-		bpf_loop(up / BATCH, compare_batch, s, 0);
+			   c->mode == SWEEP_COPY ? part.old : &s->s->now,
+			   up * sizeof(struct xt_counters), (void *)c->at)) {
+		c->bad |= REC_F_FAULT;
+	} else if (c->mode != SWEEP_COPY) {
+		bpf_loop(up / BATCH, compare_batch, &part, 0);
 	}
-	s->c->block = b + 1;
-	if (s->c->block < ft->blocks)
+	c->block = b + 1;
+	if (c->block < ft->blocks)
 		return 0;
 	/* If it is the table now, it was when the counters were read. */
-	if (s->c->mode != SWEEP_COPY && table_private(ft->table) != private)
-		s->c->bad |= REC_F_REPLACED;
-	s->c->block = 0;
-	s->c->table++;
+	if (c->mode != SWEEP_COPY && table_private(ft->table) != private)
+		c->bad |= REC_F_REPLACED;
+	c->block = 0;
+	c->table++;
 	return 0;
 }
 
@@ -580,28 +582,26 @@ static long sweep_block(u32 nr, struct sweep *s)
 __verified_once int sweep(u32 n, u32 on, u32 mode)
 {
 	struct sweep s = {};
+	struct cursor *c;
 	struct cpu *cpu;
 	u32 key;
 
 	s.f = frame_at(n);
-	s.c = bpf_map_lookup_elem(&cursors, &on);
-	if (!s.f || !s.c)
+	s.s = bpf_map_lookup_elem(&scratches, &on);
+	if (!s.f || !s.s)
 		return 0;
 	key = s.f->cpu;
 	cpu = bpf_map_lookup_elem(&cpus, &key);
-	s.now = bpf_map_lookup_elem(&xt_now, &on);
-	s.found = bpf_map_lookup_elem(&hits_found, &on);
-	if (!s.now || !s.found || !cpu)
+	if (!cpu)
 		return 0;
-	if (mode == SWEEP_UPDATE)
-		s.found = (void *)s.f->rec.hits;
-	s.c->chain = cpu->chain;
-	s.c->snap = (n - 1) * snap_blocks;
-	s.c->kept = nr_cpus * FRAMES * snap_blocks + key * KEPT;
-	s.c->mode = mode;
-	s.c->table = 0;
-	s.c->block = 0;
-	s.c->percpu = this_cpu();
+	c = &s.s->c;
+	c->chain = cpu->chain;
+	c->snap = (n - 1) * snap_blocks;
+	c->kept = nr_cpus * FRAMES * snap_blocks + key * KEPT;
+	c->mode = mode;
+	c->table = 0;
+	c->block = 0;
+	c->percpu = this_cpu();
 	bpf_loop(snap_blocks, sweep_block, &s, 0);
 	return 0;
 }
@@ -609,13 +609,14 @@ __verified_once int sweep(u32 n, u32 on, u32 mode)
 /* Whether all is kept that the frame is to be compared with. */
 __verified_once int all_kept(const struct frame *f, u64 chain)
 {
-	u32 n, slot;
+	u64 n;
+	u32 slot;
 
 	if (!f)
 		return false;
 	n = f->rec.ntables;
-#pragma unroll
-	for (int i = 0; i < MAX_TABLES; i++) {
+#pragma nounroll
+	for (u64 i = 0; i < MAX_TABLES; i++) {
 		struct kept *k;
 
 		if (i >= n)
@@ -656,12 +657,14 @@ static __always_inline void frame_start_kept(struct where *w, struct frame *f,
 static __noinline int frame_start(struct where *w, u32 n)
 {
 	struct frame *f = frame_at(n);
+	struct scratch *s;
 	struct cursor *c;
 	u32 epoch, seq;
 
-	c = bpf_map_lookup_elem(&cursors, &w->on);
-	if (!f || !c)
+	s = bpf_map_lookup_elem(&scratches, &w->on);
+	if (!f || !s)
 		return 0;
+	c = &s->c;
 	epoch = f->epoch + 1;
 	f->epoch = epoch;
 	seq = recseq(w->percpu);
@@ -703,11 +706,15 @@ static __noinline int frame_start(struct where *w, u32 n)
 /* Number of a frame's tables in which rules grew: of the hits from one on. */
 static __always_inline u32 tables_hit(struct cursor *c)
 {
-	u32 n = 0;
+	u32 hit = c->hit, n = 0;
 
 #pragma unroll
-	for (int i = 0; i < MAX_TABLES; i++)
-		n += c->hit >> i & 1;
+	for (int i = 0; i < MAX_TABLES; i++) {
+		if (!hit)
+			break;
+		hit &= hit - 1;
+		n++;
+	}
 	return n;
 }
 
@@ -742,8 +749,9 @@ static __always_inline bool frame_look_kept(struct where *w, struct frame *f,
 
 /* What a frame matched since it got the CPU. Returns whether that is sure. */
 static __always_inline bool frame_look(struct where *w, struct frame *f, u32 n,
-				       struct cursor *c, struct hits *h)
+				       struct scratch *s)
 {
+	struct cursor *c = &s->c;
 	u32 stops = f->stops, began = f->recseq, seq = recseq(w->percpu), now;
 	u64 had, found;
 
@@ -773,7 +781,7 @@ static __always_inline bool frame_look(struct where *w, struct frame *f, u32 n,
 		had = bounded(had, MAX_HITS - 1);
 		found = bounded(found, MAX_HITS - 1);
 		bpf_probe_read_kernel(&f->rec.hits[had],
-				      found * sizeof(struct hit), h);
+				      found * sizeof(struct hit), s->found);
 	}
 	f->rec.hdr.flags |= c->bad;
 	f->rec.runs += (seq + 1) / 2 - (began + 1) / 2;
@@ -785,18 +793,16 @@ static __noinline int frame_stop(struct where *w)
 {
 	u32 n = w->c->running;
 	struct frame *f = frame_at(n);
-	struct cursor *c;
-	struct hits *h;
+	struct scratch *s;
 
 	if (!f || !f->sp || f->cpu != w->cpu || !f->rec.ntables) {
 		w->c->running = 0;
 		return 0;
 	}
-	c = bpf_map_lookup_elem(&cursors, &w->on);
-	h = bpf_map_lookup_elem(&hits_found, &w->on);
-	if (!c || !h)
+	s = bpf_map_lookup_elem(&scratches, &w->on);
+	if (!s)
 		return 0;
-	if (!frame_look(w, f, n, c, h))
+	if (!frame_look(w, f, n, s))
 		f->rec.hdr.flags |= REC_F_TORN;
 	f->epoch++;
 	f->stops++;
@@ -806,14 +812,6 @@ static __noinline int frame_stop(struct where *w)
 
 /* ---- frames open and end ---- */
 
-/* What records are made in: see enum on. */
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, ON_MAX);
-	__type(key, u32);
-	__type(value, struct rec_pkt);
-} after_scratch SEC(".maps");
-
 /* Sends what became known of a frame; skb, if not NULL, is still its packet. */
 static __noinline int frame_send(struct where *w, struct frame *f,
 				 struct journey *j, struct sk_buff *skb)
@@ -821,6 +819,7 @@ static __noinline int frame_send(struct where *w, struct frame *f,
 	struct rec_hook *rec = &f->rec;
 	u32 flags = rec->hdr.flags, netns = rec->hdr.netns;
 	struct rec_pkt *after;
+	struct scratch *s;
 	u64 n;
 
 	if (f->morphed) {
@@ -855,9 +854,10 @@ static __noinline int frame_send(struct where *w, struct frame *f,
 	rec_send(rec, offsetof(struct rec_hook, hits) + n * sizeof(struct hit));
 	if (!skb || f->split || !n)
 		return 0;
-	after = bpf_map_lookup_elem(&after_scratch, &w->on);
-	if (!after)
+	s = bpf_map_lookup_elem(&scratches, &w->on);
+	if (!s)
 		return 0;
+	after = &s->after;
 	read_data(&after->pkt, skb, skb->head, skb->network_header);
 	if (same_data(&after->pkt, &rec->before))
 		return 0;
