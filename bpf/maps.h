@@ -156,11 +156,11 @@ static __always_inline struct journey *journey_of(const struct sk_buff *skb)
 
 static __always_inline void rec_begin(struct rec_hdr *h, u16 type,
 				      struct journey *j, struct net *net,
-				      u64 now)
+				      u64 now, u32 cpu)
 {
 	h->ts = now;
 	h->type = type;
-	h->cpu = bpf_get_smp_processor_id();
+	h->cpu = cpu;
 	h->flags = j->flags & JOURNEY_TENTATIVE ? REC_F_TENTATIVE : 0;
 	h->netns = net ? net->ns.inum : 0;
 	h->jid = j->id;

@@ -182,7 +182,7 @@ int BPF_PROG(skb_release, struct sk_buff *skb)
 		return 0;
 	}
 	now = hook_over(NULL, j, ON_RELEASE);
-	rec_begin(&h, REC_END, j, NULL, now);
+	rec_begin(&h, REC_END, j, NULL, now, bpf_get_smp_processor_id());
 	journey_forget(skb, j);
 	rec_send(&h, sizeof(h));
 	return 0;
@@ -199,16 +199,18 @@ int BPF_PROG(skb_drop, struct sk_buff *skb, void *location, u32 reason)
 	struct journey *j = journey_of(skb);
 	struct rec_hdr h;
 	u64 now;
+	u32 cpu;
 
 	if (!j)
 		return 0;
+	cpu = bpf_get_smp_processor_id();
 	now = hook_over(untrusted(skb), j, ON_DROP);
 	if (reason == bpf_core_enum_value(enum skb_drop_reason,
 					  SKB_DROP_REASON_NETFILTER_DROP)) {
-		rec_begin(&h, REC_DROP, j, NULL, now);
+		rec_begin(&h, REC_DROP, j, NULL, now, cpu);
 		rec_send(&h, sizeof(h));
 	}
-	rec_begin(&h, REC_END, j, NULL, now);
+	rec_begin(&h, REC_END, j, NULL, now, cpu);
 	journey_forget(skb, j);
 	rec_send(&h, sizeof(h));
 	return 0;
@@ -267,7 +269,8 @@ static __always_inline void record_dev(struct sk_buff *skb, struct journey *j,
 	if (j->flags & JOURNEY_TENTATIVE && dev && match_dev(skb, dev))
 		j->flags &= ~JOURNEY_TENTATIVE;
 	__builtin_memset(&rec, 0, sizeof(rec));
-	rec_begin(&rec.hdr, type, j, dev ? dev->nd_net.net : NULL, now);
+	rec_begin(&rec.hdr, type, j, dev ? dev->nd_net.net : NULL, now,
+		  bpf_get_smp_processor_id());
 	read_dev(&rec.dev, dev);
 	rec_send(&rec, sizeof(rec));
 }
@@ -331,7 +334,7 @@ static __always_inline int rewrite(struct sk_buff *skb, struct nf_conn *ct,
 
 	if (!j || !frame_split(&w, skb, j, ON_NAT))
 		return 0;
-	rec_begin(&rec.hdr, REC_NAT, j, ct->ct_net.net, w.now);
+	rec_begin(&rec.hdr, REC_NAT, j, ct->ct_net.net, w.now, w.cpu);
 	rec.manip = mtype;
 	rec.dir = dir;
 	rec_send(&rec, sizeof(rec));

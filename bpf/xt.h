@@ -826,7 +826,7 @@ static __noinline int frame_send(struct where *w, struct frame *f,
 		f->morphed = 0;
 		skb = NULL;
 	}
-	rec_begin(&rec->hdr, REC_HOOK, j, NULL, w->now);
+	rec_begin(&rec->hdr, REC_HOOK, j, NULL, w->now, w->cpu);
 	rec->hdr.flags |= flags;
 	if (!skb)
 		rec->hdr.flags |= REC_F_UNSEEN;
@@ -838,10 +838,9 @@ static __noinline int frame_send(struct where *w, struct frame *f,
 			rec->before.cap = 0;
 	}
 	if (!rec->ntables) {
-		if (f->first || f->split)
-			rec_send(rec, offsetof(struct rec_hook, nhits));
-		else
-			rec_send(rec, offsetof(struct rec_hook, before));
+		n = f->first || f->split ? offsetof(struct rec_hook, nhits) :
+					   offsetof(struct rec_hook, before);
+		rec_send(rec, n);
 		return 0;
 	}
 	n = bounded(rec->nhits, 2 * MAX_HITS - 1);
@@ -861,7 +860,7 @@ static __noinline int frame_send(struct where *w, struct frame *f,
 	read_data(&after->pkt, skb, skb->head, skb->network_header);
 	if (same_data(&after->pkt, &rec->before))
 		return 0;
-	rec_begin(&after->hdr, REC_AFTER, j, NULL, w->now);
+	rec_begin(&after->hdr, REC_AFTER, j, NULL, w->now, w->cpu);
 	after->hdr.netns = netns;
 	read_pkt(&after->pkt, skb, (void *)f->net);
 	rec_send(after, sizeof(*after));
