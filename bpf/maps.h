@@ -110,7 +110,6 @@ const volatile bool use_mac =
 	false; /* filter_expr() looks at Ethernet addresses */
 /* The records' bytes at which the reader is woken. */
 const volatile u64 wake_bytes = 2 << 20;
-const volatile u32 self_tgid = 0; /* nftrace's own process */
 /* Tasks and softirqs have a probe of nf_hook_slow each: see hook_enter. */
 const volatile bool use_task_probe = false;
 /* Whether tasks preempt each other: hook_enter turns preemption off then. */

@@ -424,6 +424,9 @@ int BPF_PROG(table_free, void *info)
  */
 struct lookup last_lookup = {};
 
+/* nftrace's own process, as the initial PID namespace numbers it. */
+u32 self_tgid = 0;
+
 SEC("fexit/xt_find_table_lock")
 int BPF_PROG(table_lookup, struct net *net, u8 af, const char *name, u64 table)
 {
@@ -458,12 +461,16 @@ struct symbols {
 
 struct symbols found_symbols = {};
 
-/* Run by the loader: looks symbols up, far faster than /proc/kallsyms. */
+/*
+ * Run by the loader: looks symbols up, far faster than /proc/kallsyms. Who the loader is, it
+ * cannot know itself in a PID namespace.
+ */
 SEC("syscall")
 int find_symbols(void *ctx)
 {
 	struct symbols *f = &found_symbols;
 
+	self_tgid = bpf_get_current_pid_tgid() >> 32;
 	bpf_kallsyms_lookup_name("__per_cpu_offset", 17, 0, &f->per_cpu_offset);
 	bpf_kallsyms_lookup_name("__preempt_count", 16, 0, &f->preempt_count);
 	bpf_kallsyms_lookup_name("pcpu_hot", 9, 0, &f->pcpu_hot);

@@ -153,7 +153,6 @@ func configure(spec *ebpf.CollectionSpec, o Options) error {
 		bpf.NftraceVarWakeBytes:    uint64(spec.Maps[bpf.NftraceMapRecords].MaxEntries) / 4,
 		bpf.NftraceVarNrCpus:       uint32(cpus),
 		bpf.NftraceVarSnapBlocks:   blocks,
-		bpf.NftraceVarSelfTgid:     uint32(os.Getpid()),
 		bpf.NftraceVarUseFilter:    len(o.Netns)+len(o.Ifaces)+len(o.Addrs)+len(o.Filter) > 0,
 		bpf.NftraceVarUsePlaces:    len(o.Netns)+len(o.Ifaces)+len(o.Addrs) > 0,
 		bpf.NftraceVarUseNetns:     len(o.Netns) > 0,

@@ -315,6 +315,20 @@ func TestIPTablesComesLater(t *testing.T) {
 
 // The probes keep what tables a hook has: a packet must meet those that there are when it
 // comes, however they changed since the last one.
+// In a PID namespace, as in a container without --pid=host, a process has another number than
+// the probes see.
+func TestInPIDNamespace(t *testing.T) {
+	needNftrace(t)
+	up(t, "lo")
+	sh(t, "ip netns exec h iptables-legacy -A OUTPUT -p icmp -j ACCEPT")
+	p := spawn(t, "h", nil, "unshare", "--pid", "--fork", "--mount-proc",
+		"nftrace", "--format", "json", "icmp[icmptype] == 8", "--", "sh", "-c", "ping -q -c 3 -i 0.01 127.0.0.1 >/dev/null")
+	p.want(0)
+	if n := p.summary(); n != 3 || strings.Count(p.stdout.String(), `"-p icmp -j ACCEPT"`) != n {
+		t.Errorf("%d packets:\n%s", n, p.stdout.String())
+	}
+}
+
 func TestRulesetChanges(t *testing.T) {
 	needNftrace(t)
 	up(t, "lo")
