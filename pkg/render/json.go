@@ -136,36 +136,46 @@ type Outcome struct {
 
 // JSON writes j as one [Object] on one line.
 func JSON(w io.Writer, j *events.Journey) error {
-	return writeOnce(w, appendJSON(nil, j))
+	return writeOnce(w, NewJSON().Append(nil, j))
 }
 
 // NewJSON returns a Renderer that prints what [JSON] does.
-func NewJSON() Renderer { return renderer(appendJSON) }
+func NewJSON() Renderer {
+	var text bytes.Buffer
+	return renderer(func(b []byte, j *events.Journey) []byte {
+		text.Reset()
+		return appendObject(b, &text, j)
+	})
+}
 
-func appendJSON(b []byte, j *events.Journey) []byte {
-	var buf bytes.Buffer
-	enc := json.NewEncoder(&buf)
+// appendObject has encoding/json write into text, which is empty, and appends that.
+func appendObject(b []byte, text *bytes.Buffer, j *events.Journey) []byte {
+	enc := json.NewEncoder(text)
 	enc.SetEscapeHTML(false)
 	if err := enc.Encode(object(j)); err != nil {
 		// Object has no type that can fail.
 		panic("render: " + err.Error())
 	}
-	return appendJSONSafe(b, buf.Bytes())
+	return appendJSONSafe(b, text.Bytes())
 }
 
 // appendJSONSafe writes the runes that encoding/json lets through and a
 // terminal would obey as \uNNNN. They can only stand in strings.
 func appendJSONSafe(b, text []byte) []byte {
+	from := 0
 	for i := 0; i < len(text); {
+		if c := text[i]; c == '\n' || c >= 0x20 && c < 0x7f {
+			i++
+			continue
+		}
 		r, n := utf8.DecodeRune(text[i:])
-		if r != '\n' && unsafeRune(r) {
-			b = fmt.Appendf(b, `\u%04x`, r)
-		} else {
-			b = append(b, text[i:i+n]...)
+		if unsafeRune(r) {
+			b = fmt.Appendf(append(b, text[from:i]...), `\u%04x`, r)
+			from = i + n
 		}
 		i += n
 	}
-	return b
+	return append(b, text[from:]...)
 }
 
 // str makes s UTF-8.
