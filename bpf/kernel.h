@@ -160,6 +160,7 @@ enum skb_drop_reason { SKB_DROP_REASON_NETFILTER_DROP = 1 };
 
 #define ETH_P_IP   0x0800
 #define ETH_P_ARP  0x0806
+#define ETH_P_RARP 0x8035
 #define ETH_P_IPV6 0x86dd
 
 #define SKB_EXT_BRIDGE_NF 0

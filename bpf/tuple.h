@@ -125,6 +125,9 @@ __verified_once int parse_headers(struct pkt_tuple *t, u64 l3, u32 lin)
 		parse_l4(t, &h, 40, lin - 40, IPPROTO_ICMPV6);
 		return 0;
 	case ETH_P_ARP:
+	case ETH_P_RARP:
+		if (lin < 28)
+			return 0;
 		__builtin_memcpy(t->saddr, &h.b[14], 4);
 		__builtin_memcpy(t->daddr, &h.b[24], 4);
 	}
