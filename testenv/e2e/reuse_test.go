@@ -63,6 +63,11 @@ func TestReceivedBehindSent(t *testing.T) {
 	if err := unix.Bind(reader, h); err != nil {
 		t.Fatal(err)
 	}
+	// A datagram that does not come is a failure, not a hang.
+	wait := unix.NsecToTimeval(int64(patience))
+	if err := unix.SetsockoptTimeval(reader, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &wait); err != nil {
+		t.Fatal(err)
+	}
 	sender := socketIn(t, "ext", unix.AF_INET, unix.SOCK_DGRAM)
 	const n = 31
 	p := attached(t, "h", nil, "--format", "json", "--netns", "ext", "udp dst port 9")
