@@ -3,10 +3,10 @@ package main
 import (
 	"errors"
 	"fmt"
-	"os"
-	"runtime"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/nftrace/nftrace/testenv/topo"
 )
 
 // port is where the datagrams go to in ext.
@@ -39,28 +39,15 @@ func newFlow(size int) (*flow, error) {
 	return f, nil
 }
 
-// socketIn makes a UDP socket in a namespace. A thread that went there is not used
-// again.
+// socketIn makes a UDP socket in a namespace.
 func socketIn(ns string) (fd int, err error) {
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		runtime.LockOSThread() // and never unlocked: the thread ends
-		var f *os.File
-		if f, err = os.Open("/run/netns/" + ns); err != nil {
-			return
+	err = topo.Within(ns, func() error {
+		if fd, err = unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err != nil {
+			return err
 		}
-		defer f.Close()
-		if err = unix.Setns(int(f.Fd()), unix.CLONE_NEWNET); err != nil {
-			return
-		}
-		fd, err = unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-		if err == nil {
-			// A datagram that does not come is a failure, not a hang.
-			err = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 5})
-		}
-	}()
-	<-done
+		// A datagram that does not come is a failure, not a hang.
+		return unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 5})
+	})
 	if err != nil {
 		err = fmt.Errorf("socket in %s: %w", ns, err)
 	}

@@ -3,12 +3,12 @@ package e2e
 import (
 	"encoding/binary"
 	"fmt"
-	"os"
-	"runtime"
 	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/nftrace/nftrace/testenv/topo"
 )
 
 // Packets that nobody asked for, whose flows the probes know, go between those that are
@@ -90,26 +90,15 @@ func TestReceivedBehindSent(t *testing.T) {
 	}
 }
 
-// socketIn makes a socket in a namespace. The thread that went there ends.
+// socketIn makes a socket in a namespace.
 func socketIn(t *testing.T, ns string, domain, typ int) (fd int) {
 	t.Helper()
-	var err error
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		runtime.LockOSThread()
-		var f *os.File
-		if f, err = os.Open("/run/netns/" + ns); err != nil {
-			return
-		}
-		defer f.Close()
-		if err = unix.Setns(int(f.Fd()), unix.CLONE_NEWNET); err == nil {
-			fd, err = unix.Socket(domain, typ|unix.SOCK_CLOEXEC, 0)
-		}
-	}()
-	<-done
+	err := topo.Within(ns, func() (err error) {
+		fd, err = unix.Socket(domain, typ|unix.SOCK_CLOEXEC, 0)
+		return err
+	})
 	if err != nil {
-		t.Fatalf("socket in %s: %v", ns, err)
+		t.Fatal(err)
 	}
 	t.Cleanup(func() { unix.Close(fd) })
 	return fd

@@ -6,9 +6,12 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"runtime"
 	"slices"
 	"sort"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // A Topology is a set of namespaces that Up has built.
@@ -273,6 +276,25 @@ func Load(ctx context.Context, ns, program, rules string) error {
 // Shell runs shell lines in a namespace; the first that fails ends it.
 func Shell(ctx context.Context, ns, lines string) error {
 	return command(ctx, "", "ip", "netns", "exec", ns, "sh", "-e", "-c", lines)
+}
+
+// Within runs f on a thread in a namespace; sockets that it makes stay there. The thread ends.
+func Within(ns string, f func() error) error {
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine
+		fd, err := unix.Open("/run/netns/"+ns, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		if err == nil {
+			err = unix.Setns(fd, unix.CLONE_NEWNET)
+			unix.Close(fd)
+		}
+		if err != nil {
+			done <- fmt.Errorf("namespace %s: %w", ns, err)
+			return
+		}
+		done <- f()
+	}()
+	return <-done
 }
 
 func command(ctx context.Context, stdin, name string, args ...string) error {

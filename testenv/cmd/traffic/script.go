@@ -6,11 +6,10 @@ import (
 	"io"
 	"os"
 	"os/exec"
-	"runtime"
 	"strings"
 	"sync"
 
-	"golang.org/x/sys/unix"
+	"github.com/nftrace/nftrace/testenv/topo"
 )
 
 // script runs the lines of a file, each of them in a network namespace:
@@ -87,7 +86,7 @@ func (s *scriptRun) line(text string) error {
 		o.onReady = func() { close(ready) }
 		ended := make(chan error, 1)
 		go func() {
-			ended <- within(words[1], func() error { return command(words[2], addr, o, io.Discard) })
+			ended <- topo.Within(words[1], func() error { return command(words[2], addr, o, io.Discard) })
 		}()
 		select {
 		case <-ready:
@@ -101,7 +100,7 @@ func (s *scriptRun) line(text string) error {
 		return err
 	}
 	run := func() error {
-		err := within(words[0], func() error { return command(words[1], addr, o, io.Discard) })
+		err := topo.Within(words[0], func() error { return command(words[1], addr, o, io.Discard) })
 		if err != nil && may {
 			fmt.Fprintf(s.stderr, "traffic: %s: %v\n", text, err)
 			return nil
@@ -119,23 +118,4 @@ func (s *scriptRun) line(text string) error {
 		}
 	})
 	return nil
-}
-
-// within runs f on a thread in a namespace of /run/netns. Its sockets stay there.
-func within(ns string, f func() error) error {
-	done := make(chan error)
-	go func() {
-		runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine
-		fd, err := unix.Open("/run/netns/"+ns, unix.O_RDONLY|unix.O_CLOEXEC, 0)
-		if err == nil {
-			err = unix.Setns(fd, unix.CLONE_NEWNET)
-			unix.Close(fd)
-		}
-		if err != nil {
-			done <- fmt.Errorf("namespace %s: %w", ns, err)
-			return
-		}
-		done <- f()
-	}()
-	return <-done
 }
