@@ -39,6 +39,11 @@ func bytesOf[T any](v *T, size uintptr) []byte {
 	return unsafe.Slice((*byte)(unsafe.Pointer(v)), size)
 }
 
+// copyOf is a record in memory that goes on behind it, as the ring buffer's does.
+func copyOf(raw []byte) []byte {
+	return append(make([]byte, 0, len(raw)+int(unsafe.Sizeof(bpf.NftraceRecHook{}))), raw...)
+}
+
 func (s *script) add(raw []byte) {
 	s.t.Helper()
 	if s.keep != nil {
@@ -952,7 +957,7 @@ func TestAllocations(t *testing.T) {
 	rewritten := dnatted()
 	tables := []string{"nat", "filter", "raw"}
 	var records [][]byte
-	s.keep = func(raw []byte) { records = append(records, slices.Clone(raw)) }
+	s.keep = func(raw []byte) { records = append(records, copyOf(raw)) }
 	s.part(part{hook: HookLocalOut, tables: tables, runs: 2, hits: []bpf.NftraceHit{hit(2, 5, 1), hit(0, 4, 1), hit(0, 3, 1)}})
 	s.after(ping())
 	s.nat(1)
@@ -1034,7 +1039,7 @@ func FuzzAdd(f *testing.F) {
 		// The input is a sequence of records, each as long as its last byte says.
 		for len(raw) > 0 {
 			n := min(len(raw), 1+int(raw[len(raw)-1])*8)
-			rec := append(make([]byte, 0, n+8), raw[:n]...) // 8-byte aligned
+			rec := copyOf(raw[:n])
 			raw = raw[n:]
 			js, _ := a.Add(rec)
 			check(js)

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"strings"
 	"testing"
-	"unsafe"
 
 	"github.com/nftrace/nftrace/bpf"
 )
@@ -156,7 +155,7 @@ func TestPatternsAreFound(t *testing.T) {
 		s := newScript(t, nil, 1)
 		s.keep = func(raw []byte) {
 			if first == nil {
-				first = append(make([]byte, 0, unsafe.Sizeof(bpf.NftraceRecHook{})), raw...)
+				first = copyOf(raw)
 			}
 		}
 		v.run(s)
