@@ -30,7 +30,7 @@ const sameNetns = -1
 // Links lists the namespace's interfaces.
 func (n *Namespace) Links() ([]Link, error) {
 	var links []Link
-	err := n.rtnetlink(func(c *netlink.Conn) error {
+	err := n.netlink(unix.NETLINK_ROUTE, func(c *netlink.Conn) error {
 		msgs, err := c.Execute(netlink.Message{
 			Header: netlink.Header{Type: unix.RTM_GETLINK, Flags: netlink.Request | netlink.Dump},
 			Data:   make([]byte, unix.SizeofIfInfomsg),
@@ -56,9 +56,10 @@ func (n *Namespace) Links() ([]Link, error) {
 	return links, nil
 }
 
-func (n *Namespace) rtnetlink(f func(*netlink.Conn) error) error {
+// netlink calls f with a socket that is inside the namespace.
+func (n *Namespace) netlink(protocol int, f func(*netlink.Conn) error) error {
 	return n.Do(func() error {
-		c, err := netlink.Dial(unix.NETLINK_ROUTE, nil)
+		c, err := netlink.Dial(protocol, nil)
 		if err != nil {
 			return err
 		}
@@ -110,7 +111,7 @@ func parseLink(b []byte) (Link, error) {
 // there are left out; asking gives none a number.
 func (n *Namespace) nsids(others []*Namespace) (map[int]*Namespace, error) {
 	ids := map[int]*Namespace{}
-	err := n.rtnetlink(func(c *netlink.Conn) error {
+	err := n.netlink(unix.NETLINK_ROUTE, func(c *netlink.Conn) error {
 		for _, o := range others {
 			fd, err := o.open()
 			if err != nil {

@@ -40,50 +40,26 @@ func (t *Table) mapTexts(save []byte) ([]string, error) {
 			rules[e.Chain] = append(rules[e.Chain], i)
 		}
 	}
-	texts := make([]string, len(t.Entries))
-	inside, ended := false, false
-	for line := range strings.Lines(string(save)) {
-		line = strings.TrimSuffix(line, "\n")
-		if !inside {
-			switch {
-			case line == "" || line[0] == '#':
-			case line == "*"+t.Name && !ended:
-				inside = true
-			default:
-				return fail("line %q", line)
-			}
-			continue
-		}
-		if line == "COMMIT" {
-			inside, ended = false, true
-			continue
-		}
-		if strings.HasPrefix(line, ":") {
-			name, _, _ := strings.Cut(line[1:], " ")
-			if _, ok := rules[name]; !ok {
-				return fail("no chain %q", name)
-			}
-			continue
-		}
-		// A newline in a comment would make one rule two lines; the first then
-		// ends within quotes.
-		words, ok := splitQuoted(line)
-		if !ok || len(words) < 2 || words[0] != "-A" {
-			return fail("line %q", line)
-		}
-		chain := words[1]
-		if len(rules[chain]) == 0 {
-			return fail("chain %q has more rules", chain)
-		}
-		i := rules[chain][0]
-		rules[chain] = rules[chain][1:]
-		if !t.targetFits(i, words) {
-			return fail("%s:%d is not %q", chain, t.Entries[i].Num, line)
-		}
-		texts[i] = oneLine(strings.TrimPrefix(strings.TrimPrefix(line, "-A "+chain), " "))
+	chains, lines, err := parseSave(save, t.Name, true)
+	if err != nil {
+		return fail("%v", err)
 	}
-	if !ended {
-		return fail("no table")
+	for _, name := range chains {
+		if _, ok := rules[name]; !ok {
+			return fail("no chain %q", name)
+		}
+	}
+	texts := make([]string, len(t.Entries))
+	for _, l := range lines {
+		if len(rules[l.chain]) == 0 {
+			return fail("chain %q has more rules", l.chain)
+		}
+		i := rules[l.chain][0]
+		rules[l.chain] = rules[l.chain][1:]
+		if !t.targetFits(i, l.words) {
+			return fail("%s:%d is not %q", l.chain, t.Entries[i].Num, l.text)
+		}
+		texts[i] = l.text
 	}
 	for chain, left := range rules {
 		if len(left) > 0 {
@@ -91,6 +67,53 @@ func (t *Table) mapTexts(save []byte) ([]string, error) {
 		}
 	}
 	return texts, nil
+}
+
+// saveLine is a rule in the output of a save program.
+type saveLine struct {
+	chain string
+	text  string   // without "-A CHAIN "
+	words []string // of text
+}
+
+// parseSave reads what a save program printed of one table: the chains that it
+// declares and the rules. ebtables and arptables print no COMMIT.
+func parseSave(save []byte, table string, commit bool) (chains []string, rules []saveLine, err error) {
+	inside, ended := false, false
+	for line := range strings.Lines(string(save)) {
+		line = strings.TrimSuffix(line, "\n")
+		if line == "" || line[0] == '#' {
+			continue
+		}
+		if !inside {
+			if line != "*"+table || ended {
+				return nil, nil, fmt.Errorf("line %q", line)
+			}
+			inside, ended = true, !commit
+			continue
+		}
+		if line == "COMMIT" && commit {
+			inside, ended = false, true
+			continue
+		}
+		if strings.HasPrefix(line, ":") {
+			name, _, _ := strings.Cut(line[1:], " ")
+			chains = append(chains, name)
+			continue
+		}
+		// A newline in a comment would make one rule two lines; the first then
+		// ends within quotes.
+		words, ok := splitQuoted(line)
+		if !ok || len(words) < 2 || words[0] != "-A" {
+			return nil, nil, fmt.Errorf("line %q", line)
+		}
+		text := oneLine(strings.TrimPrefix(strings.TrimPrefix(line, "-A "+words[1]), " "))
+		rules = append(rules, saveLine{words[1], text, words[2:]})
+	}
+	if !ended {
+		return nil, nil, errors.New("no table")
+	}
+	return chains, rules, nil
 }
 
 // splitQuoted splits a line at spaces outside quotes; ok is false where a
@@ -137,7 +160,7 @@ func (t *Table) targetFits(i int, words []string) bool {
 	case TargetNext:
 		return true
 	}
-	for k := 2; k+1 < len(words); k++ {
+	for k := 0; k+1 < len(words); k++ {
 		if words[k] == flag && (words[k+1] == want || want == "CT" && words[k+1] == "NOTRACK") {
 			return true
 		}
@@ -194,13 +217,19 @@ func saveTexts(family Family, table string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	cmd := exec.CommandContext(ctx, prog, "-M", "/nonexistent", "-t", table)
+	return runProgram(ctx, prog, "-M", "/nonexistent", "-t", table)
+}
+
+// runProgram runs a program in the calling thread's network namespace and returns
+// what it prints.
+func runProgram(ctx context.Context, prog string, args ...string) ([]byte, error) {
+	cmd := exec.CommandContext(ctx, prog, args...)
 	cmd.Env = append(os.Environ(), "LC_ALL=C")
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()
 	if err != nil {
-		return nil, fmt.Errorf("%s -t %s: %w: %s", prog, table, err, oneLine(strings.TrimSpace(stderr.String())))
+		return nil, fmt.Errorf("%s %s: %w: %s", prog, strings.Join(args, " "), err, oneLine(strings.TrimSpace(stderr.String())))
 	}
 	return out, nil
 }
