@@ -16,7 +16,8 @@ import (
 // System says where things are on this machine. NewSystem gives the usual
 // places; tests give their own.
 type System struct {
-	// Proc is /proc. Of each process only ns/net is looked at.
+	// Proc is /proc. Of each process only ns/net is looked at, of the rest modules
+	// and kallsyms.
 	Proc string
 	// NetnsDirs hold namespaces bound to files. Those in the first are named
 	// after the file (ip netns); those in others have no name for people.
@@ -29,6 +30,9 @@ type System struct {
 
 	mu    sync.Mutex
 	names map[uint32]string // of containers' namespaces, by inode
+
+	nftOnce    sync.Once
+	nftBuiltIn bool
 }
 
 // NewSystem returns this machine as it usually is. It honours DOCKER_HOST.
