@@ -3,6 +3,8 @@ export CGO_ENABLED = 0
 
 GO ?= go
 
+KERNELS ?= 6.12 6.1
+
 # The machine's tools, as Debian packages: one that is missing is installed by
 # `make setup` when root runs it, and named otherwise.
 VM_PACKAGES = qemu-system-x86 iptables nftables tcpdump conntrack busybox-static iproute2 iputils-ping kmod util-linux \
@@ -10,7 +12,7 @@ VM_PACKAGES = qemu-system-x86 iptables nftables tcpdump conntrack busybox-static
 PACKAGES = $(VM_PACKAGES) clang-19 llvm-19 clang-format-19 libbpf-dev linux-libc-dev git cpio netbase strace
 
 .DELETE_ON_ERROR:
-.PHONY: help demo build install setup setup-vm generate lint lint-go lint-bpf fmt fuzz cross clean vm test test-quick test-all test-unit test-e2e test-e2e-lockdown bench
+.PHONY: help demo build install setup setup-vm generate lint lint-go lint-bpf fmt fuzz cross clean vm test test-quick test-all test-unit test-live test-e2e test-e2e-lockdown bench
 
 help:
 	@sed -n 's/^#: //p' $(MAKEFILE_LIST)
@@ -77,15 +79,21 @@ test-quick:
 	$(MAKE) test-e2e RUN='^(TestCases|TestBadInput|TestOracle.*|TestTruth.*)$$$$' VMFLAGS='$(VMFLAGS) -env NFTRACE_TRUTH=half'
 
 #: make test-all            unit tests, then all end-to-end tests (CI)
-test-all: test-unit test-e2e test-e2e-lockdown
+test-all: test-unit test-live test-e2e test-e2e-lockdown
 
 test-unit:
 	$(GO) test ./...
 
+#: make test-live           pkg/symbolize against the kernel and the programs in a VM with each kernel
+test-live: $(KERNELS:%=test-live-%)
+
+test-live-%: build/vm build/symbolize.test
+	build/vm -kernel $* -env NFTRACE_LIVE=1 $(VMFLAGS) -put build/symbolize.test:/live/symbolize.test \
+		-put pkg/symbolize/testdata:/live/testdata -dir /live -- /live/symbolize.test -test.v -test.run 'Live$$'
+
 #: make test-e2e            all end-to-end tests; KERNELS='6.1', RUN='TestCases/s1', VMFLAGS='-smp 2'
 # With one CPU the counters of legacy tables are in the rules, with more per CPU: the
 # first kernel has one, the second two, and half of the rulesets.
-KERNELS ?= 6.12 6.1
 RUN ?= .
 KERNELFLAGS.6.1 ?= -smp 2 -env NFTRACE_TRUTH=half
 test-e2e: $(KERNELS:%=test-e2e-%)
@@ -142,6 +150,9 @@ clean:
 
 build/e2e.test: FORCE
 	$(GO) test -c -o $@ ./testenv/e2e
+
+build/symbolize.test: FORCE
+	$(GO) test -c -o $@ ./pkg/symbolize
 
 build/traffic: FORCE
 	$(GO) build -o $@ ./testenv/cmd/traffic
