@@ -27,7 +27,7 @@ var mayImport = map[string]struct {
 	"pkg/events":    {code: []string{module + "/bpf"}},
 	"pkg/symbolize": {code: []string{"github.com/mdlayher/netlink", "github.com/cilium/ebpf/btf", "golang.org/x/sys/unix"}},
 	"pkg/filter":    {code: []string{"github.com/cilium/ebpf/asm"}, tests: []string{"golang.org/x/net/bpf"}},
-	"pkg/trace":     {code: []string{module + "/bpf", module + "/pkg/events", module + "/pkg/filter", "github.com/cilium/ebpf/...", "golang.org/x/sys/unix"}},
+	"pkg/trace":     {code: []string{module + "/bpf", module + "/pkg/events", module + "/pkg/filter", "github.com/cilium/ebpf/...", "github.com/mdlayher/netlink", "golang.org/x/sys/unix"}},
 	"pkg/render":    {code: []string{module + "/pkg/events"}},
 	"cmd/nftrace":   {code: []string{module + "/pkg/...", "github.com/spf13/pflag", "golang.org/x/sys/unix"}, tests: []string{module + "/bpf", module + "/testenv/...", "golang.org/x/tools/txtar"}},
 	"testenv/...":   {code: []string{module + "/testenv/...", "github.com/cilium/ebpf/...", "golang.org/x/sys/unix"}, tests: []string{"golang.org/x/tools/txtar"}},

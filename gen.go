@@ -5,4 +5,4 @@
 // then: make generate.
 package nftrace
 
-//go:generate go tool bpf2go -go-package bpf -output-dir bpf -output-stem nftrace -cc clang-19 -strip llvm-strip-19 -target amd64,arm64 -type rec_hdr -type rec_hook -type rec_dev -type rec_nat -type rec_pkt -type pkt -type hit -type hook_table -type dev -type place -type iface -type addr -type pkt_tuple -type xt_table_head Nftrace bpf/nftrace.bpf.c -- -Ibpf -idirafter /usr/include/x86_64-linux-gnu -Wall -Werror
+//go:generate go tool bpf2go -go-package bpf -output-dir bpf -output-stem nftrace -cc clang-19 -strip llvm-strip-19 -target amd64,arm64 -type rec_hdr -type rec_hook -type rec_dev -type rec_nat -type rec_pkt -type rec_nft -type new_table -type pkt -type hit -type hook_table -type dev -type place -type iface -type addr -type pkt_tuple -type xt_table_head Nftrace bpf/nftrace.bpf.c -- -Ibpf -idirafter /usr/include/x86_64-linux-gnu -Wall -Werror

@@ -167,6 +167,34 @@ static __always_inline bool in_softirq(u64 percpu)
 }
 
 /*
+ * What __nft_trace_packet is told. 698bb828a6ab, 0a202145d5a8 and 46df417544f4 ("netfilter:
+ * nf_tables: do not store verdict/rule/pktinfo in traceinfo structure", 6.4) made arguments of
+ * what stood in struct nft_traceinfo before.
+ */
+struct nft_traceinfo___6_3 {
+	bool trace;
+	const struct nft_pktinfo *pkt;
+	const struct nft_base_chain *basechain;
+	const struct nft_rule_dp *rule;
+	const struct nft_verdict *verdict;
+} __attribute__((preserve_access_index));
+
+/*
+ * The generation of a namespace's rulesets, as NFTA_GEN_ID has it. 0d880dc6f032 ("netfilter:
+ * nf_tables: place base_seq in struct net", 6.4) moved it there; before, struct
+ * nftables_pernet held it, whose number in net->gen (nf_tables_net_id) the loader found.
+ */
+static __always_inline u32 nft_generation(struct net *net, u32 net_id)
+{
+	struct nftables_pernet *pernet;
+
+	if (bpf_core_field_exists(net->nft.base_seq))
+		return BPF_CORE_READ(net, nft.base_seq);
+	pernet = (void *)read_u64((u64)BPF_CORE_READ(net, gen) + 8UL * net_id);
+	return pernet ? BPF_CORE_READ(pernet, base_seq) : 0;
+}
+
+/*
  * 3f00c5239344 ("bpf: Allow trusted pointers to be passed to KF_TRUSTED_ARGS kfuncs",
  * 6.2): a tracepoint's arguments are trusted, and for each pointer that is read through
  * one the verifier searches all type information of the kernel, four times. Through one that

@@ -17,6 +17,11 @@ enum rec_type {
 	REC_DELIVER = 6, /* rec_dev: handed to the local protocol */
 	REC_DROP = 7,	 /* rec_hdr: nf_hook_slow dropped it */
 	REC_END = 8,	 /* rec_hdr: the skb's life ended */
+	REC_NFT = 9, /* rec_nft: what nf_tables did; the REC_HOOK of the call
+			  * (or its part) that it was within follows */
+	REC_SEEN =
+		10, /* rec_pkt: the packet behind the rule of the next REC_NFT, where it
+			* changed since the call or the last of these */
 };
 
 struct rec_hdr {
@@ -40,6 +45,8 @@ enum rec_flag {
 	REC_F_UNCOUNTED = 0x0020, /* within another's run: runs says nothing */
 	REC_F_UNSEEN = 0x0040, /* what became of the packet there was not seen:
 				* without REC_AFTER it may have changed, too */
+	REC_F_NFTMISSED =
+		0x0080, /* something that nf_tables did may be missing */
 	/* Of the REC_HOOK that is the first record of its journey. */
 	REC_F_LATE =
 		0x2000, /* it passed hooks before at which it did not match */
@@ -106,6 +113,33 @@ struct rec_pkt {
 	struct pkt pkt;
 };
 
+enum nft_what {
+	NFT_DID_RULE = 1, /* a rule ran to its end */
+	NFT_DID_END = 2,  /* the end of a chain was reached */
+	NFT_DID_POLICY = 3,
+};
+
+/*
+ * One call of __nft_trace_packet, net/netfilter/nf_tables_core.c. Handles are nf_tables'
+ * own: a table's is unique in its namespace, those of its chains and rules within it, and none is
+ * used twice.
+ */
+struct rec_nft {
+	struct rec_hdr hdr;
+	__u64 table; /* handle */
+	__u64 base;  /* of the base chain */
+	__u64 rule;  /* of NFT_DID_RULE */
+	__u64 chain; /* where NFT_JUMP and NFT_GOTO lead; whose end it is */
+	__u32 gen;   /* of the namespace's rulesets (NFTA_GEN_ID) */
+	__s32 code;  /* verdict: NF_*, or negative: NFT_* */
+	__u8 what;   /* enum nft_what */
+	__u8 family; /* of the table (NFPROTO_*) */
+	__u8 ctinfo; /* as in struct pkt */
+	__u8 flags;  /* enum pkt_flag */
+	__u8 pad[4];
+	char name[32]; /* of the table, cut */
+};
+
 /* A legacy table that a hook can run through. */
 struct hook_table {
 	__u64 private; /* struct xt_table_info * */
@@ -151,6 +185,15 @@ enum loss {
 	LOSS_JOURNEYS, /* too many packets under way: one was not followed */
 	LOSS_FRAMES,   /* too many calls of hooks open on a CPU */
 	LOSS_MAX,
+};
+
+/* A table was replaced: this is the new one. */
+struct new_table {
+	__u64 private; /* struct xt_table_info *; 0: nf_tables', all of a namespace */
+	__u64 gen;
+	__u32 netns; /* of the task that replaced it */
+	__u32 pf;    /* of xtables */
+	char name[32];
 };
 
 /* What user space asks of the table that it reads (xt_find_table_lock). */

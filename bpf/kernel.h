@@ -22,6 +22,7 @@ typedef unsigned long long u64;
 typedef unsigned int u32;
 typedef unsigned short u16;
 typedef unsigned char u8;
+typedef int s32;
 
 #pragma clang attribute push(__attribute__((preserve_access_index)),           \
 			     apply_to = record)
@@ -40,10 +41,15 @@ struct netns_nf {
 
 struct net_generic;
 
+struct netns_nftables {
+	unsigned int base_seq;
+};
+
 struct net {
 	struct ns_common ns;
 	struct net_generic *gen;
 	struct netns_nf nf;
+	struct netns_nftables nft;
 };
 
 typedef struct {
@@ -131,8 +137,77 @@ struct net_bridge_port {
 	struct net_device *dev;
 };
 
+struct nsproxy {
+	struct net *net_ns;
+};
+
 struct task_struct {
-	int pid;
+	struct nsproxy *nsproxy;
+};
+
+struct xt_table {
+	u8 af;
+	char name[32];
+};
+
+/* include/net/netfilter/nf_tables.h */
+struct nftables_pernet {
+	unsigned int base_seq;
+};
+
+struct nft_table {
+	u64 handle;
+	u16 family : 6;
+	char *name;
+};
+
+struct nft_chain {
+	struct nft_table *table;
+	u64 handle;
+};
+
+struct nft_base_chain {
+	u8 policy;
+	struct nft_chain chain;
+};
+
+struct nft_verdict {
+	u32 code;
+	struct nft_chain *chain;
+};
+
+struct nft_rule_dp {
+	u64 is_last : 1, dlen : 12, handle : 42;
+};
+
+struct nft_rule_dp_last {
+	const struct nft_chain *chain;
+};
+
+struct nft_pktinfo {
+	struct sk_buff *skb;
+	const struct nf_hook_state *state;
+};
+
+struct nft_traceinfo {
+	bool trace;
+	const struct nft_base_chain *basechain;
+};
+
+struct bpf_array {
+	void *ptrs[1];
+};
+
+typedef struct {
+	u64 v;
+} u64_stats_t;
+
+struct bpf_prog_stats {
+	u64_stats_t misses;
+};
+
+struct bpf_prog {
+	struct bpf_prog_stats *stats;
 };
 
 struct pcpu_hot {
@@ -150,6 +225,16 @@ enum skb_drop_reason { SKB_DROP_REASON_NETFILTER_DROP = 1 };
 #define NFPROTO_IPV4   2
 #define NFPROTO_BRIDGE 7
 #define NFPROTO_IPV6   10
+
+#define NF_STOLEN 2
+
+#define NFT_CONTINUE -1
+#define NFT_JUMP     -3
+#define NFT_GOTO     -4
+
+/* enum nft_trace_types */
+#define NFT_TRACETYPE_POLICY 1
+#define NFT_TRACETYPE_RETURN 2
 
 #define NF_INET_PRE_ROUTING  0
 #define NF_INET_LOCAL_IN     1

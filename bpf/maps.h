@@ -167,7 +167,7 @@ static __always_inline void rec_begin(struct rec_hdr *h, u16 type,
 }
 
 /* The next record is the first with a table, which is to be read before it is replaced. */
-u64 new_table = 0;
+u64 wake_reader = 0;
 
 /*
  * The reader polls; it is woken only when the buffer is filling up, because a wake-up costs
@@ -176,8 +176,8 @@ u64 new_table = 0;
  */
 static __always_inline u64 rec_wake(const struct rec_hdr *h)
 {
-	if (new_table) {
-		new_table = 0;
+	if (wake_reader) {
+		wake_reader = 0;
 		return BPF_RB_FORCE_WAKEUP;
 	}
 	if (h->seq % 4 == 0 &&

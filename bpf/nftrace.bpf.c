@@ -2,8 +2,8 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
  * The probes. Each is a thin entry into a handler; what they have in common
- * stands in the headers: xt.h (rules of legacy tables), filter.h (which packets),
- * packet.h (what is recorded of them), compat.h (how kernels differ).
+ * stands in the headers: xt.h (rules of legacy tables), nft.h (nf_tables), filter.h (which
+ * packets), packet.h (what is recorded of them), compat.h (how kernels differ).
  *
  * Every probe begins with what it costs all packets of the host that nobody follows:
  * a look at live, and at open_frames.
@@ -15,6 +15,7 @@
 #include "packet.h"
 #include "filter.h"
 #include "xt.h"
+#include "nft.h"
 
 char _license[] SEC("license") = "GPL";
 
@@ -418,6 +419,42 @@ int BPF_PROG(table_free, void *info)
 }
 
 /*
+ * Tables that were replaced. Each is to be read before the next replaces it, whatever else
+ * user space has to do: so it is told here, and not among the records.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 1 << 16);
+} new_tables SEC(".maps");
+
+/* The table's mutex is held: nobody replaces it again before this returns. */
+SEC("fexit/xt_replace_table")
+int BPF_PROG(table_replaced, struct xt_table *table, u32 num_counters,
+	     void *info, int *error, void *old)
+{
+	struct task_struct *task = (void *)bpf_get_current_task();
+	u64 private = (u64)info;
+	struct new_table news = {};
+	struct xt_tab *tab;
+
+	if (!old || !xt.on)
+		return 0;
+	news.pf = table->af;
+	tab = bpf_map_lookup_elem(&xt_tables, &private);
+	if (!tab)
+		tab = tab_make(private, news.pf, ON_REPLACE);
+	if (!tab)
+		return 0;
+	news.private = private;
+	news.gen = tab->gen;
+	news.netns = BPF_CORE_READ(task, nsproxy, net_ns, ns.inum);
+	bpf_probe_read_kernel(news.name, sizeof(news.name), table->name);
+	bpf_ringbuf_output(&new_tables, &news, sizeof(news),
+			   BPF_RB_FORCE_WAKEUP);
+	return 0;
+}
+
+/*
  * Which table does nftrace itself read with IPT_SO_GET_ENTRIES? The function
  * returns with the table's mutex held, and the copy is made under it: what is
  * noted here is the very table that user space gets.
@@ -450,13 +487,57 @@ int BPF_PROG(table_lookup, struct net *net, u8 af, const char *name, u64 table)
 	return 0;
 }
 
+/* ---- nf_tables ---- */
+
+/* net/netfilter/nf_tables_core.c: see nft.h. Where info->trace is 0, the rest is not set. */
+SEC("fentry/__nft_trace_packet")
+int BPF_PROG(nft_trace, const struct nft_pktinfo *pkt,
+	     const struct nft_verdict *verdict, const struct nft_rule_dp *rule,
+	     struct nft_traceinfo *info, u32 type)
+{
+	if (!live || !info->trace)
+		return 0;
+	return nft_did(untrusted(pkt->skb), info->basechain, verdict, rule,
+		       NULL, type);
+}
+
+/* The same where all that stands in info. */
+SEC("fentry/__nft_trace_packet")
+int BPF_PROG(nft_trace_info, struct nft_traceinfo___6_3 *info,
+	     const struct nft_chain *chain, u32 type)
+{
+	if (!live || !info->trace)
+		return 0;
+	return nft_did(untrusted(info->pkt->skb), info->basechain,
+		       info->verdict, info->rule, chain, type);
+}
+
+/*
+ * net/netfilter/nf_tables_api.c: a new generation of a namespace's rulesets, to be read before
+ * the next one if packets are followed there.
+ */
+SEC("fexit/nf_tables_commit")
+int BPF_PROG(nft_commit, struct net *net)
+{
+	struct new_table news = {};
+
+	news.netns = net->ns.inum;
+	if (!bpf_map_lookup_elem(&nft_gens, &news.netns))
+		return 0;
+	news.gen = nft_generation(net, nft_net_id);
+	bpf_ringbuf_output(&new_tables, &news, sizeof(news),
+			   BPF_RB_FORCE_WAKEUP);
+	return 0;
+}
+
 /* ---- at start ---- */
 
 struct symbols {
 	u64 per_cpu_offset, preempt_count, pcpu_hot;
 	u64 xt_recseq, xt_pernet_id; /* of module x_tables */
+	u64 nft_net_id;		     /* nf_tables_net_id, of module nf_tables */
 	u32 pernet_id;		     /* what xt_pernet_id holds */
-	u32 pad;
+	u32 nft_id;		     /* what nf_tables_net_id holds */
 };
 
 struct symbols found_symbols = {};
@@ -479,6 +560,10 @@ int find_symbols(void *ctx)
 	if (f->xt_pernet_id)
 		bpf_probe_read_kernel(&f->pernet_id, sizeof(f->pernet_id),
 				      (void *)f->xt_pernet_id);
+	bpf_kallsyms_lookup_name("nf_tables_net_id", 17, 0, &f->nft_net_id);
+	if (f->nft_net_id)
+		bpf_probe_read_kernel(&f->nft_id, sizeof(f->nft_id),
+				      (void *)f->nft_net_id);
 	return 0;
 }
 
@@ -486,6 +571,9 @@ int find_symbols(void *ctx)
 const struct rec_hook *unused_rec_hook __attribute__((unused));
 const struct rec_dev *unused_rec_dev __attribute__((unused));
 const struct rec_nat *unused_rec_nat __attribute__((unused));
+const struct new_table *unused_new_table __attribute__((unused));
+const struct rec_nft *unused_rec_nft __attribute__((unused));
+const enum nft_what unused_nft_what __attribute__((unused)) = 0;
 const struct rec_pkt *unused_rec_pkt __attribute__((unused));
 const enum rec_type unused_rec_type __attribute__((unused)) = 0;
 const enum rec_flag unused_rec_flag __attribute__((unused)) = 0;

@@ -53,27 +53,31 @@ type NftraceDev struct {
 }
 
 type NftraceFrame struct {
-	_       structs.HostLayout
-	Sp      uint64
-	Task    uint64
-	Skb     uint64
-	Jid     uint64
-	Net     uint64
-	Frees   uint64
-	Cpu     uint32
-	Recseq  uint32
-	Epoch   uint32
-	Stops   uint32
-	Copied  uint32
-	Split   uint32
-	Morphed uint32
-	First   uint32
-	Blocks  uint32
-	Fresh   uint32
-	Kept    uint32
-	_       [4]byte
-	Slots   uint64
-	Tables  [6]struct {
+	_          structs.HostLayout
+	Sp         uint64
+	Task       uint64
+	Skb        uint64
+	Jid        uint64
+	Net        uint64
+	Frees      uint64
+	Cpu        uint32
+	Recseq     uint32
+	Epoch      uint32
+	Stops      uint32
+	Copied     uint32
+	Split      uint32
+	Morphed    uint32
+	First      uint32
+	Blocks     uint32
+	Fresh      uint32
+	Kept       uint32
+	Nft        uint32
+	NftChanged uint32
+	_          [4]byte
+	Skipped    uint64
+	Slots      uint64
+	NftPkt     NftracePkt
+	Tables     [6]struct {
 		_      structs.HostLayout
 		Table  uint64
 		At     uint64
@@ -144,6 +148,23 @@ const (
 	NftraceLossLOSS_JOURNEYS NftraceLoss = 1
 	NftraceLossLOSS_FRAMES   NftraceLoss = 2
 	NftraceLossLOSS_MAX      NftraceLoss = 3
+)
+
+type NftraceNewTable struct {
+	_       structs.HostLayout
+	Private uint64
+	Gen     uint64
+	Netns   uint32
+	Pf      uint32
+	Name    [32]int8
+}
+
+type NftraceNftWhat uint32
+
+const (
+	NftraceNftWhatNFT_DID_RULE   NftraceNftWhat = 1
+	NftraceNftWhatNFT_DID_END    NftraceNftWhat = 2
+	NftraceNftWhatNFT_DID_POLICY NftraceNftWhat = 3
 )
 
 type NftraceOtherFlow struct {
@@ -262,6 +283,7 @@ const (
 	NftraceRecFlagREC_F_FAULT     NftraceRecFlag = 16
 	NftraceRecFlagREC_F_UNCOUNTED NftraceRecFlag = 32
 	NftraceRecFlagREC_F_UNSEEN    NftraceRecFlag = 64
+	NftraceRecFlagREC_F_NFTMISSED NftraceRecFlag = 128
 	NftraceRecFlagREC_F_LATE      NftraceRecFlag = 8192
 	NftraceRecFlagREC_F_TENTATIVE NftraceRecFlag = 16384
 )
@@ -298,6 +320,23 @@ type NftraceRecNat struct {
 	Pad   [3]uint16
 }
 
+type NftraceRecNft struct {
+	_      structs.HostLayout
+	Hdr    NftraceRecHdr
+	Table  uint64
+	Base   uint64
+	Rule   uint64
+	Chain  uint64
+	Gen    uint32
+	Code   int32
+	What   uint8
+	Family uint8
+	Ctinfo uint8
+	Flags  uint8
+	Pad    [4]uint8
+	Name   [32]int8
+}
+
 type NftraceRecPkt struct {
 	_   structs.HostLayout
 	Hdr NftraceRecHdr
@@ -315,6 +354,8 @@ const (
 	NftraceRecTypeREC_DELIVER NftraceRecType = 6
 	NftraceRecTypeREC_DROP    NftraceRecType = 7
 	NftraceRecTypeREC_END     NftraceRecType = 8
+	NftraceRecTypeREC_NFT     NftraceRecType = 9
+	NftraceRecTypeREC_SEEN    NftraceRecType = 10
 )
 
 type NftraceScratch struct {
@@ -348,8 +389,9 @@ type NftraceSymbols struct {
 	PcpuHot      uint64
 	XtRecseq     uint64
 	XtPernetId   uint64
+	NftNetId     uint64
 	PernetId     uint32
-	Pad          uint32
+	NftId        uint32
 }
 
 type NftraceXtLayout struct {
@@ -396,6 +438,9 @@ const (
 	NftraceMapJourneys          = "journeys"
 	NftraceMapKept              = "kept"
 	NftraceMapLosses            = "losses"
+	NftraceMapNewTables         = "new_tables"
+	NftraceMapNftGens           = "nft_gens"
+	NftraceMapNftProgram        = "nft_program"
 	NftraceMapOtherFlows        = "other_flows"
 	NftraceMapPercpuBase        = "percpu_base"
 	NftraceMapPlans             = "plans"
@@ -418,6 +463,9 @@ const (
 	NftraceProgNat              = "nat"
 	NftraceProgNatIcmp          = "nat_icmp"
 	NftraceProgNatIcmp6         = "nat_icmp6"
+	NftraceProgNftCommit        = "nft_commit"
+	NftraceProgNftTrace         = "nft_trace"
+	NftraceProgNftTraceInfo     = "nft_trace_info"
 	NftraceProgSchedSwitch      = "sched_switch"
 	NftraceProgSkbDrop          = "skb_drop"
 	NftraceProgSkbMorph         = "skb_morph"
@@ -425,11 +473,14 @@ const (
 	NftraceProgSoftirqExit      = "softirq_exit"
 	NftraceProgTableFree        = "table_free"
 	NftraceProgTableLookup      = "table_lookup"
+	NftraceProgTableReplaced    = "table_replaced"
 	NftraceVarFoundSymbols      = "found_symbols"
 	NftraceVarIfaceBits         = "iface_bits"
 	NftraceVarLastLookup        = "last_lookup"
 	NftraceVarLive              = "live"
-	NftraceVarNewTable          = "new_table"
+	NftraceVarNftNetId          = "nft_net_id"
+	NftraceVarNftOn             = "nft_on"
+	NftraceVarNftStats          = "nft_stats"
 	NftraceVarNrCpus            = "nr_cpus"
 	NftraceVarOpenFrames        = "open_frames"
 	NftraceVarOpenTaskFrames    = "open_task_frames"
@@ -445,11 +496,14 @@ const (
 	NftraceVarUnusedHead        = "unused_head"
 	NftraceVarUnusedLimits      = "unused_limits"
 	NftraceVarUnusedLoss        = "unused_loss"
+	NftraceVarUnusedNewTable    = "unused_new_table"
+	NftraceVarUnusedNftWhat     = "unused_nft_what"
 	NftraceVarUnusedPktFlag     = "unused_pkt_flag"
 	NftraceVarUnusedRecDev      = "unused_rec_dev"
 	NftraceVarUnusedRecFlag     = "unused_rec_flag"
 	NftraceVarUnusedRecHook     = "unused_rec_hook"
 	NftraceVarUnusedRecNat      = "unused_rec_nat"
+	NftraceVarUnusedRecNft      = "unused_rec_nft"
 	NftraceVarUnusedRecPkt      = "unused_rec_pkt"
 	NftraceVarUnusedRecType     = "unused_rec_type"
 	NftraceVarUseAddrs          = "use_addrs"
@@ -463,6 +517,7 @@ const (
 	NftraceVarUsePlaces         = "use_places"
 	NftraceVarUseTaskProbe      = "use_task_probe"
 	NftraceVarWakeBytes         = "wake_bytes"
+	NftraceVarWakeReader        = "wake_reader"
 	NftraceVarXt                = "xt"
 	NftraceVarXtFrees           = "xt_frees"
 	NftraceVarXtMade            = "xt_made"
@@ -523,6 +578,9 @@ type NftraceProgramSpecs struct {
 	Nat              *ebpf.ProgramSpec `ebpf:"nat"`
 	NatIcmp          *ebpf.ProgramSpec `ebpf:"nat_icmp"`
 	NatIcmp6         *ebpf.ProgramSpec `ebpf:"nat_icmp6"`
+	NftCommit        *ebpf.ProgramSpec `ebpf:"nft_commit"`
+	NftTrace         *ebpf.ProgramSpec `ebpf:"nft_trace"`
+	NftTraceInfo     *ebpf.ProgramSpec `ebpf:"nft_trace_info"`
 	SchedSwitch      *ebpf.ProgramSpec `ebpf:"sched_switch"`
 	SkbDrop          *ebpf.ProgramSpec `ebpf:"skb_drop"`
 	SkbMorph         *ebpf.ProgramSpec `ebpf:"skb_morph"`
@@ -530,6 +588,7 @@ type NftraceProgramSpecs struct {
 	SoftirqExit      *ebpf.ProgramSpec `ebpf:"softirq_exit"`
 	TableFree        *ebpf.ProgramSpec `ebpf:"table_free"`
 	TableLookup      *ebpf.ProgramSpec `ebpf:"table_lookup"`
+	TableReplaced    *ebpf.ProgramSpec `ebpf:"table_replaced"`
 }
 
 // NftraceMapSpecs contains maps before they are loaded into the kernel.
@@ -546,6 +605,9 @@ type NftraceMapSpecs struct {
 	Journeys     *ebpf.MapSpec `ebpf:"journeys"`
 	Kept         *ebpf.MapSpec `ebpf:"kept"`
 	Losses       *ebpf.MapSpec `ebpf:"losses"`
+	NewTables    *ebpf.MapSpec `ebpf:"new_tables"`
+	NftGens      *ebpf.MapSpec `ebpf:"nft_gens"`
+	NftProgram   *ebpf.MapSpec `ebpf:"nft_program"`
 	OtherFlows   *ebpf.MapSpec `ebpf:"other_flows"`
 	PercpuBase   *ebpf.MapSpec `ebpf:"percpu_base"`
 	Plans        *ebpf.MapSpec `ebpf:"plans"`
@@ -565,7 +627,9 @@ type NftraceVariableSpecs struct {
 	IfaceBits       *ebpf.VariableSpec `ebpf:"iface_bits"`
 	LastLookup      *ebpf.VariableSpec `ebpf:"last_lookup"`
 	Live            *ebpf.VariableSpec `ebpf:"live"`
-	NewTable        *ebpf.VariableSpec `ebpf:"new_table"`
+	NftNetId        *ebpf.VariableSpec `ebpf:"nft_net_id"`
+	NftOn           *ebpf.VariableSpec `ebpf:"nft_on"`
+	NftStats        *ebpf.VariableSpec `ebpf:"nft_stats"`
 	NrCpus          *ebpf.VariableSpec `ebpf:"nr_cpus"`
 	OpenFrames      *ebpf.VariableSpec `ebpf:"open_frames"`
 	OpenTaskFrames  *ebpf.VariableSpec `ebpf:"open_task_frames"`
@@ -581,11 +645,14 @@ type NftraceVariableSpecs struct {
 	UnusedHead      *ebpf.VariableSpec `ebpf:"unused_head"`
 	UnusedLimits    *ebpf.VariableSpec `ebpf:"unused_limits"`
 	UnusedLoss      *ebpf.VariableSpec `ebpf:"unused_loss"`
+	UnusedNewTable  *ebpf.VariableSpec `ebpf:"unused_new_table"`
+	UnusedNftWhat   *ebpf.VariableSpec `ebpf:"unused_nft_what"`
 	UnusedPktFlag   *ebpf.VariableSpec `ebpf:"unused_pkt_flag"`
 	UnusedRecDev    *ebpf.VariableSpec `ebpf:"unused_rec_dev"`
 	UnusedRecFlag   *ebpf.VariableSpec `ebpf:"unused_rec_flag"`
 	UnusedRecHook   *ebpf.VariableSpec `ebpf:"unused_rec_hook"`
 	UnusedRecNat    *ebpf.VariableSpec `ebpf:"unused_rec_nat"`
+	UnusedRecNft    *ebpf.VariableSpec `ebpf:"unused_rec_nft"`
 	UnusedRecPkt    *ebpf.VariableSpec `ebpf:"unused_rec_pkt"`
 	UnusedRecType   *ebpf.VariableSpec `ebpf:"unused_rec_type"`
 	UseAddrs        *ebpf.VariableSpec `ebpf:"use_addrs"`
@@ -599,6 +666,7 @@ type NftraceVariableSpecs struct {
 	UsePlaces       *ebpf.VariableSpec `ebpf:"use_places"`
 	UseTaskProbe    *ebpf.VariableSpec `ebpf:"use_task_probe"`
 	WakeBytes       *ebpf.VariableSpec `ebpf:"wake_bytes"`
+	WakeReader      *ebpf.VariableSpec `ebpf:"wake_reader"`
 	Xt              *ebpf.VariableSpec `ebpf:"xt"`
 	XtFrees         *ebpf.VariableSpec `ebpf:"xt_frees"`
 	XtMade          *ebpf.VariableSpec `ebpf:"xt_made"`
@@ -634,6 +702,9 @@ type NftraceMaps struct {
 	Journeys     *ebpf.Map `ebpf:"journeys"`
 	Kept         *ebpf.Map `ebpf:"kept"`
 	Losses       *ebpf.Map `ebpf:"losses"`
+	NewTables    *ebpf.Map `ebpf:"new_tables"`
+	NftGens      *ebpf.Map `ebpf:"nft_gens"`
+	NftProgram   *ebpf.Map `ebpf:"nft_program"`
 	OtherFlows   *ebpf.Map `ebpf:"other_flows"`
 	PercpuBase   *ebpf.Map `ebpf:"percpu_base"`
 	Plans        *ebpf.Map `ebpf:"plans"`
@@ -657,6 +728,9 @@ func (m *NftraceMaps) Close() error {
 		m.Journeys,
 		m.Kept,
 		m.Losses,
+		m.NewTables,
+		m.NftGens,
+		m.NftProgram,
 		m.OtherFlows,
 		m.PercpuBase,
 		m.Plans,
@@ -677,7 +751,9 @@ type NftraceVariables struct {
 	IfaceBits       *ebpf.Variable `ebpf:"iface_bits"`
 	LastLookup      *ebpf.Variable `ebpf:"last_lookup"`
 	Live            *ebpf.Variable `ebpf:"live"`
-	NewTable        *ebpf.Variable `ebpf:"new_table"`
+	NftNetId        *ebpf.Variable `ebpf:"nft_net_id"`
+	NftOn           *ebpf.Variable `ebpf:"nft_on"`
+	NftStats        *ebpf.Variable `ebpf:"nft_stats"`
 	NrCpus          *ebpf.Variable `ebpf:"nr_cpus"`
 	OpenFrames      *ebpf.Variable `ebpf:"open_frames"`
 	OpenTaskFrames  *ebpf.Variable `ebpf:"open_task_frames"`
@@ -693,11 +769,14 @@ type NftraceVariables struct {
 	UnusedHead      *ebpf.Variable `ebpf:"unused_head"`
 	UnusedLimits    *ebpf.Variable `ebpf:"unused_limits"`
 	UnusedLoss      *ebpf.Variable `ebpf:"unused_loss"`
+	UnusedNewTable  *ebpf.Variable `ebpf:"unused_new_table"`
+	UnusedNftWhat   *ebpf.Variable `ebpf:"unused_nft_what"`
 	UnusedPktFlag   *ebpf.Variable `ebpf:"unused_pkt_flag"`
 	UnusedRecDev    *ebpf.Variable `ebpf:"unused_rec_dev"`
 	UnusedRecFlag   *ebpf.Variable `ebpf:"unused_rec_flag"`
 	UnusedRecHook   *ebpf.Variable `ebpf:"unused_rec_hook"`
 	UnusedRecNat    *ebpf.Variable `ebpf:"unused_rec_nat"`
+	UnusedRecNft    *ebpf.Variable `ebpf:"unused_rec_nft"`
 	UnusedRecPkt    *ebpf.Variable `ebpf:"unused_rec_pkt"`
 	UnusedRecType   *ebpf.Variable `ebpf:"unused_rec_type"`
 	UseAddrs        *ebpf.Variable `ebpf:"use_addrs"`
@@ -711,6 +790,7 @@ type NftraceVariables struct {
 	UsePlaces       *ebpf.Variable `ebpf:"use_places"`
 	UseTaskProbe    *ebpf.Variable `ebpf:"use_task_probe"`
 	WakeBytes       *ebpf.Variable `ebpf:"wake_bytes"`
+	WakeReader      *ebpf.Variable `ebpf:"wake_reader"`
 	Xt              *ebpf.Variable `ebpf:"xt"`
 	XtFrees         *ebpf.Variable `ebpf:"xt_frees"`
 	XtMade          *ebpf.Variable `ebpf:"xt_made"`
@@ -733,6 +813,9 @@ type NftracePrograms struct {
 	Nat              *ebpf.Program `ebpf:"nat"`
 	NatIcmp          *ebpf.Program `ebpf:"nat_icmp"`
 	NatIcmp6         *ebpf.Program `ebpf:"nat_icmp6"`
+	NftCommit        *ebpf.Program `ebpf:"nft_commit"`
+	NftTrace         *ebpf.Program `ebpf:"nft_trace"`
+	NftTraceInfo     *ebpf.Program `ebpf:"nft_trace_info"`
 	SchedSwitch      *ebpf.Program `ebpf:"sched_switch"`
 	SkbDrop          *ebpf.Program `ebpf:"skb_drop"`
 	SkbMorph         *ebpf.Program `ebpf:"skb_morph"`
@@ -740,6 +823,7 @@ type NftracePrograms struct {
 	SoftirqExit      *ebpf.Program `ebpf:"softirq_exit"`
 	TableFree        *ebpf.Program `ebpf:"table_free"`
 	TableLookup      *ebpf.Program `ebpf:"table_lookup"`
+	TableReplaced    *ebpf.Program `ebpf:"table_replaced"`
 }
 
 func (p *NftracePrograms) Close() error {
@@ -757,6 +841,9 @@ func (p *NftracePrograms) Close() error {
 		p.Nat,
 		p.NatIcmp,
 		p.NatIcmp6,
+		p.NftCommit,
+		p.NftTrace,
+		p.NftTraceInfo,
 		p.SchedSwitch,
 		p.SkbDrop,
 		p.SkbMorph,
@@ -764,6 +851,7 @@ func (p *NftracePrograms) Close() error {
 		p.SoftirqExit,
 		p.TableFree,
 		p.TableLookup,
+		p.TableReplaced,
 	)
 }
 

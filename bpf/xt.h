@@ -29,6 +29,7 @@
 #include "compat.h"
 #include "packet.h"
 #include "filter.h"
+#include "skipped.h"
 
 #define BLOCK	   256 /* counters in a per-CPU allocation of 4096 bytes */
 #define MAX_BLOCKS 256 /* 65,536 entries */
@@ -76,6 +77,7 @@ enum on {
 	ON_HOOK,
 	ON_HOOK_TASK,
 	ON_LOOKUP,
+	ON_REPLACE,
 	ON_XMIT,
 	ON_BRIDGE,
 	ON_DELIVER,
@@ -85,6 +87,7 @@ enum on {
 	ON_RELEASE,
 	ON_SOFTIRQ,
 	ON_SWITCH,
+	ON_NFT,
 	ON_MAX
 };
 
@@ -241,7 +244,11 @@ struct frame {
 	u32 blocks;  /* used of its snapshot */
 	u32 fresh;   /* one of its tables was met for the first time */
 	u32 kept; /* its tables' counters are in kept, not in a snapshot of its own */
-	u64 slots; /* a bit for each that its tables have there */
+	u32 nft;	 /* nf_tables did something with it */
+	u32 nft_changed; /* since the call, and is as nft_pkt has it */
+	u64 skipped;	 /* nft_skipped() when it opened */
+	u64 slots;	 /* a bit for each that its tables have there */
+	struct pkt nft_pkt;
 	struct frame_table tables[MAX_TABLES];
 	struct rec_hook rec;
 	struct hit spill[MAX_HITS]; /* so that the verifier sees rec.hits end */
@@ -838,27 +845,32 @@ static __noinline int frame_send(struct where *w, struct frame *f,
 			rec->before.cap = 0;
 	}
 	if (!rec->ntables) {
-		n = f->first || f->split ? offsetof(struct rec_hook, nhits) :
-					   offsetof(struct rec_hook, before);
+		n = f->first || f->split || f->nft ?
+			    offsetof(struct rec_hook, nhits) :
+			    offsetof(struct rec_hook, before);
 		rec_send(rec, n);
-		return 0;
+		if (!f->nft)
+			return 0;
+		n = 0;
+	} else {
+		n = bounded(rec->nhits, 2 * MAX_HITS - 1);
+		if (n > MAX_HITS)
+			return 0;
+		if (f->fresh) {
+			f->fresh = 0;
+			wake_reader = 1;
+		}
+		rec_send(rec, offsetof(struct rec_hook, hits) +
+				      n * sizeof(struct hit));
 	}
-	n = bounded(rec->nhits, 2 * MAX_HITS - 1);
-	if (n > MAX_HITS)
-		return 0;
-	if (f->fresh) {
-		f->fresh = 0;
-		new_table = 1;
-	}
-	rec_send(rec, offsetof(struct rec_hook, hits) + n * sizeof(struct hit));
-	if (!skb || f->split || !n)
+	if (!skb || f->split || (!n && !f->nft))
 		return 0;
 	s = bpf_map_lookup_elem(&scratches, &w->on);
 	if (!s)
 		return 0;
 	after = &s->after;
 	read_data(&after->pkt, skb, skb->head, skb->network_header);
-	if (same_data(&after->pkt, &rec->before))
+	if (same_data(&after->pkt, f->nft_changed ? &f->nft_pkt : &rec->before))
 		return 0;
 	rec_begin(&after->hdr, REC_AFTER, j, NULL, w->now, w->cpu);
 	after->hdr.netns = netns;
@@ -885,6 +897,10 @@ static __noinline int frame_end(struct where *w, u32 n, struct sk_buff *skb,
 		if (c && c->running == n)
 			f->rec.hdr.flags |= REC_F_TORN;
 	}
+	/* Elsewhere nobody knows what was skipped. */
+	if (nft_stats &&
+	    (f->cpu != w->cpu || f->skipped != nft_skipped(w->percpu)))
+		f->rec.hdr.flags |= REC_F_NFTMISSED;
 	key = f->skb;
 	if (!j || j->id != f->jid)
 		j = bpf_map_lookup_elem(&journeys, &key);
@@ -1043,6 +1059,17 @@ static long find_table(u32 i, struct find_tables *t)
 	if (!tab) {
 		tab = tab_make(h.private, t->pf, t->on);
 		f->fresh = 1;
+		/*
+		 * Another CPU may have replaced and freed it since its address was read.
+		 * Nothing is known of it then, for the next table there is another one. One
+		 * that is still in use now will be forgotten when it is freed.
+		 */
+		if (table_private(node) != h.private) {
+			bpf_map_delete_elem(&xt_tables, &h.private);
+			f->rec.hdr.flags |= REC_F_REPLACED;
+			f->kept = 0;
+			return 0;
+		}
 	}
 	if (!tab || f->blocks + tab->blocks > snap_blocks) {
 		f->rec.hdr.flags |= REC_F_NOTABLE;
@@ -1253,8 +1280,11 @@ static __always_inline void frame_open(struct where *w, u64 sp,
 	f->rec.runs = 0;
 	read_place(&f->rec.place, skb, state);
 	find_tables(w, f, net);
-	if (f->first || f->rec.ntables)
+	if (f->first || f->rec.ntables || nft_on)
 		read_pkt(&f->rec.before, skb, net);
+	f->nft = 0;
+	f->nft_changed = 0;
+	f->skipped = nft_stats ? nft_skipped(w->percpu) : 0;
 
 	f->sp = sp;
 	__sync_fetch_and_add(&open_frames, 1);

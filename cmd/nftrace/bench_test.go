@@ -73,15 +73,15 @@ func checkPrinted(tb testing.TB, s *session) {
 // hook, for those made for tests have but one.
 func forwarded(tb testing.TB) (*session, [][]byte) {
 	out := &output{pipe: -1, w: io.Discard}
-	s := &session{c: &config{}, asm: events.NewAssembler(), res: newResolver(nil, nil, nil, false), out: out}
+	s := &session{c: &config{}, asm: events.NewAssembler(), res: newResolver(nil, newRulesets(nil, nil, nil), nil, false), out: out}
 	s.asm.OnRun = s.run
 	for inum, name := range map[uint32]string{1: "c2", 2: "", 3: "ext"} {
 		s.res.names[inum] = name
 	}
 	table := func(name string, input, user []rule) bpf.NftraceHookTable {
-		id := uint64(len(s.res.tables) + 1)
+		id := uint64(len(s.res.tables.known) + 1)
 		t := bpf.NftraceHookTable{Private: id << 12, Gen: id}
-		s.res.keep(&ruleset{id: events.TableID{Private: t.Private, Gen: t.Gen}, table: namedTable(tb, name, input, user)})
+		s.res.tables.keep(&ruleset{id: events.TableID{Private: t.Private, Gen: t.Gen}, table: namedTable(tb, name, input, user)})
 		for i := range name {
 			t.Name[i] = int8(name[i])
 		}

@@ -119,7 +119,7 @@ func TestKnownParts(t *testing.T) {
 		} {
 			id := events.TableID{Private: known.as.Private, Gen: known.as.Gen}
 			name := strings.TrimRight(string(unsafe.Slice((*byte)(unsafe.Pointer(&known.as.Name[0])), 8)), "\x00")
-			p.s.res.keep(&ruleset{id: id, table: namedTable(p.t, name, known.input, known.user)})
+			p.s.res.tables.keep(&ruleset{id: id, table: namedTable(p.t, name, known.input, known.user)})
 		}
 	}
 	both := []bpf.NftraceHookTable{filter, mangle}
@@ -194,7 +194,7 @@ func TestKnownLater(t *testing.T) {
 	if p.s.res.unresolved != 2 {
 		t.Errorf("%d unresolved, want 2", p.s.res.unresolved)
 	}
-	p.s.res.keep(&ruleset{id: events.TableID{Private: table.Private}, table: namedTable(t, "filter", []rule{{cond: true}}, nil)})
+	p.s.res.tables.keep(&ruleset{id: events.TableID{Private: table.Private}, table: namedTable(t, "filter", []rule{{cond: true}}, nil)})
 	if got := p.play(records); !strings.Contains(got, "TRACE: filter:INPUT:rule:1 ") {
 		t.Errorf("got %s", got)
 	}

@@ -8,20 +8,18 @@ import (
 
 	"github.com/nftrace/nftrace/pkg/events"
 	"github.com/nftrace/nftrace/pkg/symbolize"
-	"github.com/nftrace/nftrace/pkg/trace"
 )
 
 // resolver gives the steps of journeys their names: rules from counters, namespaces
 // from inode numbers.
 type resolver struct {
-	sys    *symbolize.System
-	tracer *trace.Tracer
-	say    *speaker
+	sys *symbolize.System
 	// wantTexts is whether rules are printed with their texts: reading those means to
 	// run iptables-save.
 	wantTexts bool
 
-	tables     map[events.TableID]*ruleset
+	tables     *rulesets
+	nft        *nftRulesets
 	recent     [256]*ruleset     // some of tables, for most packets meet the same few
 	names      map[uint32]string // of namespaces, by inode
 	unresolved uint64
@@ -36,123 +34,24 @@ type tableRun struct {
 	path  *knownPath       // nil: unresolved
 }
 
-// ruleset is one generation of one table. Its texts are read when they are first
-// wanted.
-type ruleset struct {
-	ns     *symbolize.Namespace
-	family symbolize.Family
-	table  *symbolize.Table
-	id     events.TableID
-	texts  []string
-	paths  pathCache
-	err    error // why table is nil
-}
-
-func newResolver(sys *symbolize.System, tracer *trace.Tracer, say *speaker, wantTexts bool) *resolver {
-	return &resolver{
-		sys: sys, tracer: tracer, say: say, wantTexts: wantTexts,
-		tables: map[events.TableID]*ruleset{},
-		names:  map[uint32]string{},
-	}
-}
-
-var families = []symbolize.Family{symbolize.IPv4, symbolize.IPv6}
-
-// prefetch reads all tables of all namespaces, so that a table that is replaced
-// right after a packet passed it is known. Texts are not read.
-func (r *resolver) prefetch() {
-	for _, ns := range r.sys.Namespaces() {
-		for _, family := range families {
-			for _, name := range tableNames(ns, family) {
-				if _, err := r.read(ns, family, name); err != nil {
-					r.say.detail("%v table %s in %s: %v", family, name, nsNames([]*symbolize.Namespace{ns}), err)
-				}
-			}
-		}
-	}
-}
-
-func tableNames(ns *symbolize.Namespace, family symbolize.Family) []string {
-	var names []string
-	err := ns.Do(func() error {
-		var err error
-		names, err = symbolize.TableNames(family)
-		return err
-	})
-	if err != nil {
-		return nil // the namespace went away
-	}
-	return names
-}
-
-// read reads a table as it is now.
-func (r *resolver) read(ns *symbolize.Namespace, family symbolize.Family, name string) (*ruleset, error) {
-	var snap *symbolize.Snapshot
-	id, err := r.tracer.Lookup(func() error {
-		var err error
-		snap, err = symbolize.ReadSnapshot(ns, family, name, false)
-		return err
-	})
-	if err != nil {
-		return nil, err
-	}
-	if rs := r.tables[id]; rs != nil && rs.table != nil {
-		return rs, nil
-	}
-	rs := &ruleset{ns: ns, family: family, table: snap.Table, id: id}
-	r.keep(rs)
-	return rs, nil
-}
-
-// ruleset is what is known of a table, nil if nothing is.
-func (r *resolver) ruleset(id events.TableID) *ruleset {
-	recent := r.recentAt(id)
-	if rs := *recent; rs != nil && rs.id == id {
-		return rs
-	}
-	rs := r.tables[id]
-	if rs != nil {
-		*recent = rs
-	}
-	return rs
-}
-
-func (r *resolver) keep(rs *ruleset) {
-	r.tables[rs.id] = rs
-	*r.recentAt(rs.id) = rs
-}
-
-// recentAt is where a ruleset is kept until another takes its place. Generations are times
-// in nanoseconds.
-func (r *resolver) recentAt(id events.TableID) **ruleset {
-	return &r.recent[id.Gen%uint64(len(r.recent))]
+func newResolver(sys *symbolize.System, tables *rulesets, nft *nftRulesets, wantTexts bool) *resolver {
+	return &resolver{sys: sys, tables: tables, nft: nft, wantTexts: wantTexts, names: map[uint32]string{}}
 }
 
 // see returns the ruleset of a step's table, and reads it while it may still be there. It
 // is nil if nobody can know it.
 func (r *resolver) see(s *events.Step) *ruleset {
 	id := s.Table.ID
-	if rs := r.ruleset(id); rs != nil || id.Gen == 0 {
+	// Generations are times in nanoseconds.
+	recent := &r.recent[id.Gen%uint64(len(r.recent))]
+	if rs := *recent; rs != nil && rs.id == id {
 		return rs
 	}
-	rs := &ruleset{id: id, err: errors.New("the ruleset was replaced before it could be read")}
-	ns, err := r.sys.NamespaceByInode(s.Netns)
-	if err != nil {
-		rs.err = fmt.Errorf("the ruleset could not be read: %w", err)
-	} else if got, err := r.read(ns, family(s.PF), s.Table.Name); err != nil {
-		rs.err = fmt.Errorf("the ruleset could not be read: %w", err)
-	} else if got.id == id {
-		return got
+	if id.Gen == 0 {
+		return r.tables.get(id)
 	}
-	r.keep(rs)
-	return rs
-}
-
-func family(pf uint8) symbolize.Family {
-	if pf == events.PFIPv6 {
-		return symbolize.IPv6
-	}
-	return symbolize.IPv4
+	*recent = r.tables.find(id, s.Netns, family(s.PF), s.Table.Name)
+	return *recent
 }
 
 // text is the text of an entry's rule, "" if nobody is going to see it.
@@ -161,30 +60,9 @@ func (r *resolver) text(rs *ruleset, entry int) string {
 		return ""
 	}
 	if rs.texts == nil {
-		rs.texts = r.readTexts(rs)
+		rs.texts = r.tables.texts(rs)
 	}
 	return rs.texts[entry]
-}
-
-func (r *resolver) readTexts(rs *ruleset) []string {
-	var snap *symbolize.Snapshot
-	id, err := r.tracer.Lookup(func() error {
-		var err error
-		snap, err = symbolize.ReadSnapshot(rs.ns, rs.family, rs.table.Name, true)
-		return err
-	})
-	if err == nil && id == rs.id {
-		if snap.Native != "" {
-			r.say.detail("%v table %s: rule texts are nftrace's own: %s", rs.family, rs.table.Name, snap.Native)
-		}
-		return snap.Texts
-	}
-	// Replaced meanwhile: its rules are known, their texts are rendered here.
-	texts := make([]string, len(rs.table.Entries))
-	for i := range texts {
-		texts[i] = rs.table.RuleText(i)
-	}
-	return texts
 }
 
 // journey fills in all names of a journey.
@@ -207,8 +85,7 @@ func (r *resolver) journey(j *events.Journey) {
 			steps[i].NetnsName = name
 			i++
 		}
-		r.part(part, steps[first:i])
-		conclude = conclude || part.Verdict != events.NFAccept
+		conclude = r.tablesOf(part, steps[first:i]) || conclude
 	}
 	if conclude {
 		j.Conclude()
@@ -223,6 +100,24 @@ func (r *resolver) journey(j *events.Journey) {
 	} else if n := len(j.Steps); n > 0 {
 		o.NetnsName = j.Steps[n-1].NetnsName
 	}
+}
+
+// tablesOf resolves the tables of a part of a hook's call, those of nf_tables first. It tells
+// whether the journey's outcome may be another than it seemed.
+func (r *resolver) tablesOf(part *events.Part, steps []events.Step) bool {
+	n := 0
+	for n < len(steps) && steps[n].Table.NFT != nil {
+		r.nftRun(&steps[n])
+		n++
+	}
+	if n < len(steps) {
+		r.part(part, steps[n:])
+	}
+	if n == 0 {
+		return part.Verdict != events.NFAccept
+	}
+	inOrder(steps)
+	return true
 }
 
 func (r *resolver) netns(inum uint32) string {

@@ -370,11 +370,11 @@ func TestAmbiguousVerdict(t *testing.T) {
 
 // resolverOf knows these tables; IDs are numbered from 1.
 func resolverOf(tables ...*symbolize.Table) *resolver {
-	r := newResolver(nil, nil, &speaker{}, false)
+	r := newResolver(nil, newRulesets(nil, nil, &speaker{}), nil, false)
 	r.names[77] = "c1"
 	for i, table := range tables {
 		id := events.TableID{Private: 1, Gen: uint64(i + 1)}
-		r.tables[id] = &ruleset{family: symbolize.IPv4, table: table, id: id}
+		r.tables.keep(&ruleset{family: symbolize.IPv4, table: table, id: id})
 	}
 	return r
 }
@@ -509,14 +509,17 @@ func TestRecentRulesets(t *testing.T) {
 	r := resolverOf()
 	one := &ruleset{id: events.TableID{Private: 1, Gen: 7}}
 	two := &ruleset{id: events.TableID{Private: 1, Gen: 7 + uint64(len(r.recent))}}
-	r.keep(one)
-	r.keep(two)
+	r.tables.keep(one)
+	r.tables.keep(two)
+	see := func(id events.TableID) *ruleset {
+		return r.see(&events.Step{Place: &events.Place{}, Table: &events.TableRun{ID: id}})
+	}
 	for i, rs := range []*ruleset{one, one, two, one} {
-		if got := r.ruleset(rs.id); got != rs {
+		if got := see(rs.id); got != rs {
 			t.Errorf("%d: %+v, want %+v", i, got, rs)
 		}
 	}
-	if got := r.ruleset(events.TableID{Private: 2, Gen: 7}); got != nil {
+	if got := see(events.TableID{Private: 2}); got != nil {
 		t.Errorf("a ruleset that is not known: %+v", got)
 	}
 }

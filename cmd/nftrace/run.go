@@ -69,6 +69,8 @@ type session struct {
 	say    *speaker
 	tracer *trace.Tracer
 	asm    *events.Assembler
+	tables *rulesets
+	nft    *nftRulesets
 	res    *resolver
 	out    *output
 
@@ -134,11 +136,14 @@ func traceAll(ctx context.Context, c *config, say *speaker, stdin io.Reader, std
 	}
 	s := &session{
 		c: c, say: say, tracer: tracer, out: out,
-		asm: events.NewAssembler(),
-		res: newResolver(sys, tracer, say, c.format != "trace"),
+		asm:    events.NewAssembler(),
+		tables: newRulesets(sys, tracer, say),
+		nft:    newNFTRulesets(sys, say),
 	}
+	s.res = newResolver(sys, s.tables, s.nft, c.format != "trace")
 	s.asm.OnRun = s.run
-	s.res.prefetch()
+	defer s.watchTables(ctx)()
+	s.tables.prefetch()
 	say.detail("attached in %v", time.Since(start).Round(time.Millisecond))
 	s.sayWaiting()
 	if c.readyFile != "" {
@@ -192,9 +197,10 @@ func (s *session) sayWaiting() {
 		waiting[m] = true
 	}
 	switch {
-	case waiting["ip_tables"] && waiting["ip6_tables"]:
-		s.say.say("no legacy iptables on this system yet (modules ip_tables and ip6_tables are not loaded); their tables are traced as soon as they are")
-	case len(waiting) > 0:
+	case len(waiting) == 0:
+	case waiting["ip_tables"] && waiting["ip6_tables"] && waiting["nf_tables"]:
+		s.say.say("no rulesets on this system yet (modules ip_tables, ip6_tables and nf_tables are not loaded); they are traced as soon as they are there")
+	default:
 		s.say.detail("waiting for modules: %s", strings.Join(s.tracer.Waiting(), ", "))
 	}
 }
@@ -257,9 +263,44 @@ func (s *session) attachModules() error {
 		s.say.say("modules %s were loaded: what they do is traced from now on", strings.Join(attached, ", "))
 	}
 	if len(attached) > 0 {
-		s.res.prefetch()
+		s.tables.prefetch()
 	}
 	return err
+}
+
+// watchTables reads tables that are replaced, beside everything else, until the function that
+// it returns is called.
+func (s *session) watchTables(ctx context.Context) (stop func()) {
+	// Tables are replaced while the last packets are read, too.
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if err := s.readTables(ctx); err != nil {
+			s.say.say("%v; tables that are replaced from now on may stay unresolved", err)
+		}
+	}()
+	return func() {
+		cancel()
+		<-done
+	}
+}
+
+// readTables reads each table that replaces another, until ctx is done.
+func (s *session) readTables(ctx context.Context) error {
+	for ctx.Err() == nil {
+		t, err := s.tracer.ReadTable(time.Now().Add(tick))
+		switch {
+		case errors.Is(err, os.ErrDeadlineExceeded):
+		case err != nil:
+			return fmt.Errorf("read the news of tables: %w", err)
+		case t.ID == events.TableID{}:
+			s.nft.find(nftID{t.Netns, t.NFT})
+		default:
+			s.tables.find(t.ID, t.Netns, family(t.PF), t.Name)
+		}
+	}
+	return nil
 }
 
 // read takes records until there are none or the time is over; empty tells which.
@@ -292,7 +333,13 @@ func (s *session) read(until time.Time) (empty bool, err error) {
 }
 
 // run makes sure that the table of a step is known, while it may still be there.
-func (s *session) run(st *events.Step) { s.res.see(st) }
+func (s *session) run(st *events.Step) {
+	if st.Table.NFT != nil {
+		s.res.seeNFT(st)
+		return
+	}
+	s.res.see(st)
+}
 
 // record takes one record and prints the packets that are complete with it.
 func (s *session) record(raw []byte) error {

@@ -63,11 +63,14 @@ type draft struct {
 	parts   pool[Part] // all packets of the journey are in them
 	runs    pool[TableRun]
 	nats    pool[NAT]
+	shots   pool[shot]
+	nft     nftPending
 	named   int     // Assembler.named when the journey began
 	seen    *Packet // as it was seen last; nil: records are missing since
 	// matched is set once the filter matched: the probes follow packets on
 	// suspicion, and not all of them are wanted.
 	matched bool
+	hooked  bool // a hook's record came
 	endedAt time.Duration
 	next    *draft // that ended
 	beside  *draft // in one list of openDrafts
@@ -90,8 +93,10 @@ type call struct {
 	ended bool
 	part  *Part   // nil: no tables
 	size  int     // of the packet, as the bytes of the tables' hits have it
-	first int     // its first table in Steps
+	first int     // its first table of xtables in Steps
 	seen  *Packet // nil: not known
+	// nftVerdict is that of the last base chain of nf_tables in it.
+	nftVerdict int
 }
 
 // NewAssembler returns an empty Assembler.
@@ -192,8 +197,9 @@ func (a *Assembler) finish(d *draft) {
 // reuse makes room for new drafts of those that the last call gave away.
 func (a *Assembler) reuse() {
 	for _, d := range a.given {
-		d.parts.used, d.runs.used, d.nats.used = 0, 0, 0
-		*d = draft{j: Journey{Steps: d.j.Steps[:0]}, parts: d.parts, runs: d.runs, nats: d.nats}
+		d.parts.used, d.runs.used, d.nats.used, d.shots.used = 0, 0, 0, 0
+		d.nft.reset()
+		*d = draft{j: Journey{Steps: d.j.Steps[:0]}, parts: d.parts, runs: d.runs, nats: d.nats, shots: d.shots, nft: d.nft}
 	}
 	a.spare = append(a.spare, a.given...)
 	a.given, a.done = a.given[:0], a.done[:0]
@@ -231,7 +237,7 @@ func (a *Assembler) draft(h *bpf.NftraceRecHdr) *draft {
 	if d == nil {
 		d = a.newDraft()
 		d.j.ID = h.Jid
-		if h.Seq != 0 || bpf.NftraceRecType(h.Type) != bpf.NftraceRecTypeREC_HOOK {
+		if h.Seq != 0 || !begins(bpf.NftraceRecType(h.Type)) {
 			d.j.HalfSeen = "the record of its beginning was lost"
 		}
 		d.j.Start, d.named = ns(h.Ts), a.named
@@ -261,6 +267,9 @@ func (a *Assembler) record(h *bpf.NftraceRecHdr, raw []byte) error {
 	if d.gap = h.Seq > d.nextSeq; d.gap {
 		d.j.Lost += uint64(h.Seq - d.nextSeq)
 		d.seen = nil
+		// The record of their hook may be among those that are missing.
+		d.nft.reset()
+		d.nft.gap = true
 	}
 	d.nextSeq = h.Seq + 1
 	if h.Flags&uint32(bpf.NftraceRecFlagREC_F_TENTATIVE) == 0 {
@@ -291,6 +300,14 @@ func (a *Assembler) record(h *bpf.NftraceRecHdr, raw []byte) error {
 			a.endPart(d, NFAccept)
 			c.natted, c.nat = true, *r
 		}
+	case bpf.NftraceRecTypeREC_NFT:
+		return d.addNFT(raw)
+	case bpf.NftraceRecTypeREC_SEEN:
+		r, err := recPkt(raw)
+		if err != nil {
+			return err
+		}
+		d.addShot(&r.Pkt)
 	case bpf.NftraceRecTypeREC_BRIDGE:
 		return a.passed(d, StepBridge, h, raw)
 	case bpf.NftraceRecTypeREC_XMIT:
@@ -376,7 +393,8 @@ func (a *Assembler) hook(d *draft, h *bpf.NftraceRecHdr, raw []byte) error {
 			p.Before = Packet{}
 		}
 	}
-	if h.Seq == 0 {
+	if !d.hooked {
+		d.hooked = true
 		d.j.Start = ns(r.EntryTs)
 		if h.Flags&uint32(bpf.NftraceRecFlagREC_F_LATE) != 0 {
 			d.j.HalfSeen = "followed from " + HookName(r.Place.Pf, r.Place.Hook) + " on: the filter did not match before"
@@ -395,6 +413,11 @@ func (a *Assembler) hook(d *draft, h *bpf.NftraceRecHdr, raw []byte) error {
 	a.name(&pattern.place)
 	c.open, c.natted, c.ended, c.pattern, c.part = true, false, false, pattern, nil
 	c.time, c.cpu = ns(h.Ts), int(h.Cpu)
+	c.nftVerdict = NFAccept
+	if len(d.nft.events) > 0 && p != nil {
+		c.part = p
+		a.nftRuns(d, p)
+	}
 	c.first, c.seen = len(d.j.Steps), d.seen
 	if hasTables {
 		c.part, c.size = p, pattern.size
@@ -516,7 +539,7 @@ func hitsOf(hits []bpf.NftraceHit, i int) []Hit {
 func (a *Assembler) run(d *draft, l *listed, tell bool) {
 	c := &d.call
 	t := d.runs.take()
-	t.Name, t.ID, t.Hits, t.Part = l.name, l.id, l.hits, c.part
+	t.Name, t.NFT, t.ID, t.Hits, t.Part = l.name, nil, l.id, l.hits, c.part
 	t.Before, t.After = &c.part.Before, nil
 	t.Rules, t.Met, t.Unresolved, t.Hotdrop = nil, t.Met[:0], c.pattern.unresolved, ""
 	if c.size != c.pattern.size {
@@ -569,6 +592,11 @@ func (a *Assembler) endPart(d *draft, verdict int) {
 	c.part.Verdict = verdict
 	if verdict == NFAccept && c.part.After == nil && !d.gap && !c.pattern.unseen {
 		c.part.After = &c.part.Before
+	}
+	if c.nftVerdict != NFAccept {
+		// It was nf_tables that did it: xtables' tables let it pass.
+		verdict = NFAccept
+		c.part.Verdict = verdict
 	}
 	a.countRuns(d, verdict)
 	steps := d.j.Steps[c.first:]

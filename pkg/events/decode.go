@@ -63,6 +63,10 @@ func recNAT(raw []byte) (*bpf.NftraceRecNat, error) {
 	return view[bpf.NftraceRecNat](raw, unsafe.Sizeof(bpf.NftraceRecNat{}))
 }
 
+func recNFT(raw []byte) (*bpf.NftraceRecNft, error) {
+	return view[bpf.NftraceRecNft](raw, unsafe.Sizeof(bpf.NftraceRecNft{}))
+}
+
 func recPkt(raw []byte) (*bpf.NftraceRecPkt, error) {
 	return view[bpf.NftraceRecPkt](raw, unsafe.Sizeof(bpf.NftraceRecPkt{}))
 }

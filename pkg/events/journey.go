@@ -151,10 +151,12 @@ type Step struct {
 	NAT   *NAT      // StepNAT
 }
 
-// TableRun is one run of one table. Rules is what the table did, in order;
-// it is empty where Unresolved is not.
+// TableRun is one run of one table: of nf_tables, of one base chain. Rules is what the
+// table did, in order; it is empty where Unresolved is not.
 type TableRun struct {
 	Name string // "filter", "nat", …
+	// NFT is what nf_tables told; nil for xtables, of whose runs Hits tell.
+	NFT *NFTRun
 	// ID identifies this very ruleset: the kernel's xt_table_info address
 	// and a generation that makes it unique over address reuse.
 	ID TableID
@@ -180,7 +182,64 @@ type TableRun struct {
 
 	before Packet // Before, where it is no other's
 	hits   []Hit  // Hits, where they are not the pattern's
+	nft    NFTRun // what NFT is
 }
+
+// NFTRun is what nf_tables told of the run of one base chain.
+type NFTRun struct {
+	Family uint8  // of the table: PFInet …
+	Table  uint64 // handle, unique within the namespace
+	Base   uint64 // handle of the base chain, unique within the table
+	Gen    uint32 // of the namespace's rulesets (NFTA_GEN_ID)
+	Events []NFTEvent
+	// Behind is the packet behind the last event, where it was another than before it.
+	Behind *Packet
+
+	// What the ruleset says, once it is known.
+
+	// Compat is set for tables of iptables-nft and its kin, which are named as their users
+	// know them.
+	Compat bool
+	Chain  string // the base chain's name
+	Type   string // the base chain's: "filter", "nat", "route"
+	// Priority is the base chain's: lower ones run first.
+	Priority int
+}
+
+// NFTEvent is one call of net/netfilter/nf_tables_core.c:__nft_trace_packet.
+type NFTEvent struct {
+	What NFTWhat
+	Rule uint64 // handle, of NFTRule; unique within the table and never used again
+	// Chain is the handle of the chain where NFTJump and NFTGoto lead, or whose end it is.
+	Chain uint64
+	Code  int // the verdict: NF…, or negative: NFT…
+	// Packet is the packet that the rule met. Unsure is set where it may have been changed
+	// before it came to the rule.
+	Packet *Packet
+	Unsure bool
+	// CT and Reply are its conntrack state.
+	CT    string
+	Reply bool
+}
+
+// NFTWhat tells what an NFTEvent is about.
+type NFTWhat uint8
+
+// What nf_tables tells of.
+const (
+	NFTRule   NFTWhat = iota + 1 // a rule ran to its end
+	NFTEnd                       // the end of a chain was reached
+	NFTPolicy                    // a base chain's policy decided
+)
+
+// Verdicts of nf_tables within chains (include/uapi/linux/netfilter/nf_tables.h).
+const (
+	NFTContinue = -1
+	NFTBreak    = -2
+	NFTJump     = -3
+	NFTGoto     = -4
+	NFTReturn   = -5
+)
 
 // SetBefore makes Before the packet p in that conntrack state.
 func (t *TableRun) SetBefore(p *Packet, ct string, reply bool) {
@@ -264,6 +323,8 @@ type Rule struct {
 	Chain string
 	Type  RuleType
 	Num   int // position in the chain, from 1
+	// Handle is nf_tables' own number of the rule; 0 for none.
+	Handle uint64
 	// Text is the rule as iptables-save prints it without "-A CHAIN ",
 	// "" where there is no such line (policy, end of a chain).
 	Text string

@@ -82,6 +82,10 @@ type Step struct {
 // Table is one run of one table.
 type Table struct {
 	Name       string  `json:"name"`
+	Engine     string  `json:"engine"`     // "xtables" (iptables-legacy and its kin) or "nf_tables"
+	Family     string  `json:"family"`     // "ip", "ip6", "inet", …: of nf_tables the table's own
+	BaseChain  string  `json:"base_chain"` // of nf_tables; "" otherwise
+	Compat     bool    `json:"compat"`     // of nf_tables: iptables-nft or its kin manages it
 	Unresolved string  `json:"unresolved"` // why rules cannot be told, or ""
 	Hotdrop    string  `json:"hotdrop"`    // which match, not a rule, dropped the packet as malformed, or ""
 	Before     Packet  `json:"before"`
@@ -95,6 +99,7 @@ type Rule struct {
 	Chain    string `json:"chain"`
 	Type     string `json:"type"` // TRACE's word: "rule", "return", "policy"
 	Number   int    `json:"number"`
+	Handle   uint64 `json:"handle"`    // of nf_tables; 0 where there is none
 	Text     string `json:"text"`      // as iptables-save has it without -A CHAIN
 	IsPolicy bool   `json:"is_policy"` // the chain's policy; type says so of some rules too
 	IsEnd    bool   `json:"is_end"`    // the end of a user chain
@@ -304,10 +309,15 @@ func stepObject(s *events.Step) Step {
 	if r := s.Table; r != nil {
 		t := &Table{
 			Name:       str(r.Name),
+			Engine:     "xtables",
+			Family:     familyName(s.PF),
 			Unresolved: str(r.Unresolved),
 			Hotdrop:    str(r.Hotdrop),
 			Before:     packetObject(r.Before),
 			Rules:      make([]Rule, 0, len(r.Rules)),
+		}
+		if n := r.NFT; n != nil {
+			t.Engine, t.Family, t.BaseChain, t.Compat = "nf_tables", familyName(n.Family), str(n.Chain), n.Compat
 		}
 		if r.After != nil {
 			t.After = ptr(packetObject(r.After))
@@ -335,6 +345,7 @@ func ruleObject(s *events.Step, i int) Rule {
 		Chain:            str(r.Chain),
 		Type:             str(string(r.Type)),
 		Number:           r.Num,
+		Handle:           r.Handle,
 		Text:             str(r.Text),
 		IsPolicy:         r.IsPolicy,
 		IsEnd:            r.IsEnd,

@@ -46,11 +46,14 @@ func familyName(pf uint8) string {
 	return "family " + strconv.Itoa(int(pf))
 }
 
-// tablePrefix tells tables of one name apart where TRACE itself never speaks:
-// ebtables and arptables have no TRACE, so that nothing of the kernel's is
-// changed by "eb:" and "arp:".
-func tablePrefix(pf uint8) string {
-	switch pf {
+// tablePrefix tells tables of one name apart where TRACE itself never speaks: ebtables and
+// arptables have no TRACE, so that nothing of the kernel's is changed by "eb:" and "arp:", nor
+// has nf_tables, whose tables are called by their family unless iptables-nft manages them.
+func tablePrefix(s *events.Step) string {
+	if t := s.Table; t != nil && t.NFT != nil && !t.NFT.Compat {
+		return familyName(t.NFT.Family) + ":"
+	}
+	switch s.PF {
 	case events.PFBridge:
 		return "eb:"
 	case events.PFARP:
@@ -63,7 +66,7 @@ func tablePrefix(pf uint8) string {
 func label(s *events.Step, r *events.Rule) string { return string(appendLabel(nil, s, r)) }
 
 func appendLabel(b []byte, s *events.Step, r *events.Rule) []byte {
-	b = append(b, tablePrefix(s.PF)...)
+	b = append(b, tablePrefix(s)...)
 	b = append(b, s.Table.Name...)
 	b = append(b, ':')
 	b = append(b, r.Chain...)

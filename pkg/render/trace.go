@@ -105,7 +105,7 @@ func (m *logBuf) appendTable(b []byte, s *events.Step) []byte {
 	}
 	if s.Table.Unresolved != "" {
 		b = append(b, "TRACE: "...)
-		b = appendEscaped(b, tablePrefix(s.PF)+s.Table.Name+":"+hookName(s.PF, s.Hook))
+		b = appendEscaped(b, tablePrefix(s)+s.Table.Name+":"+hookName(s.PF, s.Hook))
 		b = append(b, ":unresolved: "...)
 		b = appendEscaped(b, s.Table.Unresolved)
 		b = append(b, ' ')

@@ -156,6 +156,8 @@ type tree struct {
 	hasTable bool  // it had a table
 	hasNAT   bool  // it had table nat
 
+	engines bool // tables are told with their engine
+
 	netns     uint32
 	netnsName string
 	visit     visit
@@ -182,6 +184,7 @@ func (t *tree) add(indent int, s style, text string) {
 
 func (t *tree) build() {
 	j := t.j
+	t.engines = bothEngines(j)
 	t.heading()
 	if j.HalfSeen != "" {
 		t.add(2, warning, "! half seen: "+escape(j.HalfSeen))
@@ -300,7 +303,7 @@ func (t *tree) newVisit(first int) visit {
 	for i := first; i < len(steps) && steps[i].Netns == steps[first].Netns; i++ {
 		s := &steps[i]
 		if s.Table != nil && (s.PF == events.PFIPv4 || s.PF == events.PFIPv6) {
-			if s.Table.Name == "nat" {
+			if isNAT(s.Table) {
 				v.natTable = true
 			}
 			for _, p := range packetsOf(s.Table) {
@@ -428,7 +431,7 @@ func (t *tree) table(s *events.Step) {
 	r := s.Table
 	t.enter(placeOf(s), r.Before)
 	t.hasTable = true
-	if r.Name == "nat" {
+	if isNAT(r) {
 		t.hasNAT = true
 	}
 	for i := range r.Rules {
@@ -442,10 +445,10 @@ func (t *tree) table(s *events.Step) {
 		}
 	}
 	if r.Hotdrop != "" {
-		t.add(4, bad, tablePrefix(s.PF)+escape(r.Name)+": "+escape(r.Hotdrop))
+		t.add(4, bad, tablePrefix(s)+escape(r.Name)+": "+escape(r.Hotdrop))
 	}
 	if r.Unresolved != "" {
-		text := fmt.Sprintf("%s%s: rules unresolved: %s", tablePrefix(s.PF), escape(r.Name), escape(r.Unresolved))
+		text := fmt.Sprintf("%s%s: rules unresolved: %s", tablePrefix(s), escape(r.Name), escape(r.Unresolved))
 		if s.Verdict != events.VerdictUnknown {
 			text += fmt.Sprintf(" (the table returned %s)", verdictName(s.Verdict))
 		}
@@ -474,7 +477,7 @@ func (t *tree) rule(s *events.Step, r *events.Rule, unsure string) {
 	l := line{
 		indent: 4 + 2*depth(r),
 		isRule: true,
-		rule:   escape(label(s, r)),
+		rule:   escape(label(s, r)) + engine(s, t.engines),
 		does:   escape(r.Text),
 		then:   escape(r.Action),
 	}
@@ -664,6 +667,38 @@ func endpoints(t events.Tuple) string {
 	return endpoint(t.Proto, t.Src) + " → " + endpoint(t.Proto, t.Dst)
 }
 
+// isNAT tells whether only the first packet of a connection comes to the table.
+func isNAT(t *events.TableRun) bool {
+	if t.NFT != nil {
+		return t.NFT.Type == "nat"
+	}
+	return t.Name == "nat"
+}
+
+// bothEngines tells whether a packet met tables of iptables-legacy and of iptables-nft, whose
+// names are alike.
+func bothEngines(j *events.Journey) bool {
+	legacy, nft := false, false
+	for i := range j.Steps {
+		if t := j.Steps[i].Table; t != nil {
+			legacy = legacy || t.NFT == nil
+			nft = nft || t.NFT != nil && t.NFT.Compat
+		}
+	}
+	return legacy && nft
+}
+
+// engine says whose table it is, if that is wanted.
+func engine(s *events.Step, wanted bool) string {
+	switch {
+	case !wanted || s.Table.NFT != nil && !s.Table.NFT.Compat:
+		return ""
+	case s.Table.NFT != nil:
+		return " (nft)"
+	}
+	return " (legacy)"
+}
+
 // decider gives the step and rule that decided, nil where there is none.
 func decider(j *events.Journey) (s *events.Step, r *events.Rule) {
 	o := &j.Outcome
@@ -684,16 +719,16 @@ func by(j *events.Journey) string {
 	case s == nil:
 		return ""
 	case r != nil:
-		what := escape(label(s, r))
+		what := escape(label(s, r)) + engine(s, bothEngines(j))
 		switch {
 		case r.IsPolicy:
-			return "the policy of " + escape(tablePrefix(s.PF)+s.Table.Name+":"+r.Chain) + " (" + what + ")"
+			return "the policy of " + escape(tablePrefix(s)+s.Table.Name+":"+r.Chain) + " (" + what + ")"
 		case r.Text != "":
 			return what + " `" + escape(r.Text) + "`"
 		}
 		return what
 	case s.Table != nil:
-		what := "table " + tablePrefix(s.PF) + escape(s.Table.Name) + " at " + hookName(s.PF, s.Hook)
+		what := "table " + tablePrefix(s) + escape(s.Table.Name) + " at " + hookName(s.PF, s.Hook)
 		if s.Table.Unresolved != "" {
 			return what + ", by which rule is unresolved: " + escape(s.Table.Unresolved)
 		}

@@ -650,37 +650,6 @@ func TestHasNFT(t *testing.T) {
 		if err != nil || len(r.Tables) != 0 || r.ReadTexts(ns) != "" || r.Table(1) != nil {
 			t.Errorf("%s: %+v, %v", what, r, err)
 		}
-		w, err := WatchNFT(ns)
-		if changed, cerr := w.Changed(); w != nil || err != nil || changed || cerr != nil || w.Close() != nil {
-			t.Errorf("%s: %+v, %v", what, w, err)
-		}
-	}
-}
-
-func TestHasNewGen(t *testing.T) {
-	msg := func(typ uint16, n int) []byte {
-		b := make([]byte, n)
-		binary.NativeEndian.PutUint32(b, uint32(n))
-		binary.NativeEndian.PutUint16(b[4:], typ)
-		return b
-	}
-	newgen, newrule := uint16(nftType(unix.NFT_MSG_NEWGEN)), uint16(nftType(unix.NFT_MSG_NEWRULE))
-	for _, tt := range []struct {
-		b    []byte
-		want bool
-	}{
-		{nil, false},
-		{msg(newgen, 20), true},
-		{msg(newrule, 24), false},
-		{slices.Concat(msg(newrule, 21), make([]byte, 3), msg(newgen, 20)), true},
-		{slices.Concat(msg(newrule, 24), msg(newrule, 18)), false},
-		{msg(newrule, 24)[:20], true},
-		{make([]byte, 20), true},
-		{make([]byte, 3), true},
-	} {
-		if got := hasNewGen(tt.b); got != tt.want {
-			t.Errorf("%x: %v", tt.b, got)
-		}
 	}
 }
 

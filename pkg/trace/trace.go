@@ -60,13 +60,16 @@ type group struct {
 	programs []string
 	// present, if set, tells whether the kernel has the functions, or needs the probes.
 	present func() bool
+	// choose, if set, returns one more: the one that fits the kernel's function.
+	choose func(*btf.Cache) (string, error)
 }
 
 var groups = []group{
-	{module: "x_tables", programs: []string{bpf.NftraceProgTableFree, bpf.NftraceProgTableLookup}},
+	{module: "x_tables", programs: []string{bpf.NftraceProgTableFree, bpf.NftraceProgTableLookup, bpf.NftraceProgTableReplaced}},
 	{module: "bridge", programs: []string{bpf.NftraceProgBrForward}},
 	{module: "nf_defrag_ipv6", programs: []string{bpf.NftraceProgDefragIp6}},
 	{module: "nf_nat", programs: []string{bpf.NftraceProgNat, bpf.NftraceProgNatIcmp, bpf.NftraceProgNatIcmp6}},
+	{module: nftModule, programs: []string{bpf.NftraceProgNftCommit}, choose: nftProgram},
 	{programs: []string{bpf.NftraceProgDeliverIp6}, present: hasIPv6},
 	{programs: []string{
 		bpf.NftraceProgSkbRelease, bpf.NftraceProgSkbMorph, bpf.NftraceProgSkbDrop, bpf.NftraceProgDefragIp,
@@ -87,15 +90,17 @@ func useTaskProbe() bool {
 }
 
 // waitFor are the modules of which nftrace tells people that it waits for them.
-var waitFor = []string{"ip_tables", "ip6_tables"}
+var waitFor = []string{"ip_tables", "ip6_tables", nftModule}
 
-// Tracer is a set of attached probes. Its methods, but for Close and Stop, are to be
-// called from one goroutine.
+// Tracer is a set of attached probes. Its methods are to be called from one goroutine, but
+// for Close, Stop, ReadTable, and Lookup, which is for one at a time.
 type Tracer struct {
 	spec *ebpf.CollectionSpec
 	maps map[string]*ebpf.Map
 	vars map[string]*ebpf.Variable
 	ring *ring
+	news *ring   // see ReadTable
+	key  *nftKey // nil: nf_tables is not there
 
 	mu      sync.Mutex
 	colls   []*ebpf.Collection
@@ -292,6 +297,9 @@ func (t *Tracer) start(o Options) error {
 	if t.ring, err = newRing(t.maps[bpf.NftraceMapRecords]); err != nil {
 		return fmt.Errorf("read the ring buffer: %w", err)
 	}
+	if t.news, err = newRing(t.maps[bpf.NftraceMapNewTables]); err != nil {
+		return fmt.Errorf("read the news of tables: %w", err)
+	}
 	if err := t.setSymbols(); err != nil {
 		return err
 	}
@@ -322,8 +330,18 @@ func (t *Tracer) attach(gs []group) error {
 		Types: t.spec.Types, ByteOrder: t.spec.ByteOrder,
 		Programs: map[string]*ebpf.ProgramSpec{},
 	}
+	// Not for longer: it would not know the modules that are loaded later.
+	types := btf.NewCache()
 	preempt := tasksPreempt()
-	for _, g := range gs {
+	for i := range gs {
+		g := &gs[i]
+		if g.choose != nil {
+			name, err := g.choose(types)
+			if err != nil {
+				return err
+			}
+			g.programs = append(slices.Clone(g.programs), name)
+		}
 		for _, name := range g.programs {
 			sub.Programs[name] = t.spec.Programs[name]
 			for i := range copies[name] {
@@ -333,8 +351,6 @@ func (t *Tracer) attach(gs []group) error {
 			}
 		}
 	}
-	// Not for longer: it would not know the modules that are loaded later.
-	types := btf.NewCache()
 	coll, err := ebpf.NewCollectionWithOptions(sub, ebpf.CollectionOptions{MapReplacements: t.maps, Cache: types})
 	if err != nil {
 		return loadError("load the probes", err)
@@ -350,8 +366,15 @@ func (t *Tracer) attach(gs []group) error {
 		return err
 	}
 	for _, g := range gs {
-		if g.module == "x_tables" {
-			return t.setLayout(types)
+		var err error
+		switch g.module {
+		case "x_tables":
+			err = t.setLayout(types)
+		case nftModule:
+			err = t.startNFT(coll.Programs[g.programs[len(g.programs)-1]])
+		}
+		if err != nil {
+			return err
 		}
 	}
 	return nil
@@ -428,9 +451,51 @@ func (t *Tracer) Read(deadline time.Time) ([]byte, error) {
 	return t.ring.read(deadline)
 }
 
+// NewTable is a table that replaced another, or a new generation of a namespace's nf_tables.
+type NewTable struct {
+	NFT   uint32         // nf_tables: the generation (NFTA_GEN_ID)
+	ID    events.TableID // xtables
+	Netns uint32         // inode of the network namespace; xtables: that of the program that did it
+	PF    uint8          // xtables: events.PFIPv4 …
+	Name  string         // xtables
+}
+
+// ReadTable returns the next table that replaced another, as Read does a record. It may be
+// called while another goroutine reads records.
+func (t *Tracer) ReadTable(deadline time.Time) (NewTable, error) {
+	for {
+		raw, err := t.news.read(deadline)
+		if err != nil {
+			return NewTable{}, err
+		}
+		if uintptr(len(raw)) < unsafe.Sizeof(bpf.NftraceNewTable{}) {
+			continue // no probe of ours wrote it
+		}
+		n := (*bpf.NftraceNewTable)(unsafe.Pointer(unsafe.SliceData(raw)))
+		if n.Private == 0 {
+			return NewTable{NFT: uint32(n.Gen), Netns: n.Netns}, nil
+		}
+		return NewTable{
+			ID:    events.TableID{Private: n.Private, Gen: n.Gen},
+			Netns: n.Netns, PF: uint8(n.Pf), Name: cString(n.Name[:]),
+		}, nil
+	}
+}
+
+func cString(s []int8) string {
+	b := make([]byte, 0, len(s))
+	for _, c := range s {
+		if c == 0 {
+			break
+		}
+		b = append(b, byte(c))
+	}
+	return string(b)
+}
+
 // Lookup runs read, which asks the kernel for one table's entries (from this
 // process, with IPT_SO_GET_ENTRIES or IP6T_SO_GET_ENTRIES), and tells which
-// generation of the table the kernel handed out.
+// generation of the table the kernel handed out. It must not be called while it runs.
 func (t *Tracer) Lookup(read func() error) (events.TableID, error) {
 	v := t.vars[bpf.NftraceVarLastLookup]
 	if err := v.Set(bpf.NftraceLookup{}); err != nil {
@@ -516,8 +581,13 @@ func (t *Tracer) Close() error {
 		err = errors.Join(err, <-errs)
 	}
 	clear(t.links)
-	if t.ring != nil {
-		err = errors.Join(err, t.ring.close())
+	if t.key != nil {
+		err = errors.Join(err, t.key.Close())
+	}
+	for _, r := range []*ring{t.ring, t.news} {
+		if r != nil {
+			err = errors.Join(err, r.close())
+		}
 	}
 	for _, c := range t.colls {
 		c.Close()

@@ -73,6 +73,18 @@ exec nft -f -`
 	return o, nil
 }
 
+// Without returns a tool's output without the lines about the oracle's own table, which is
+// nf_tables': the kernel logs TRACE for iptables only.
+func Without(output string) string {
+	var b strings.Builder
+	for line := range strings.Lines(output) {
+		if !strings.HasPrefix(line, "TRACE: inet:oracle:") {
+			b.WriteString(line)
+		}
+	}
+	return b.String()
+}
+
 // Close takes the oracle's tables away.
 func (o *Oracle) Close(ctx context.Context) error {
 	if o.kmsg > 0 {

@@ -1,0 +1,133 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * What nf_tables did with a packet: the kernel's own trace points.
+ *
+ * nft_do_chain calls __nft_trace_packet for each rule that ran to its end, each end of a
+ * chain and each policy while any rule of the host has "meta nftrace set" in it, whether that is
+ * for this packet or not. The loader keeps such a rule in a namespace of its own.
+ *
+ * Each call is a record, which user space puts together with that of the hook's call.
+ */
+#ifndef NFTRACE_NFT_H
+#define NFTRACE_NFT_H
+
+#include "maps.h"
+#include "compat.h"
+#include "packet.h"
+#include "xt.h"
+
+/* Number of struct nftables_pernet in net->gen, for kernels that have it there. */
+u32 nft_net_id = 0;
+
+/* The generation of each namespace that was met last. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 4096);
+	__type(key, u32);
+	__type(value, u32);
+} nft_gens SEC(".maps");
+
+/* Wakes the reader for a generation that it has to read before it is replaced. */
+static __always_inline void nft_fresh(u32 netns, u32 gen)
+{
+	u32 *had = bpf_map_lookup_elem(&nft_gens, &netns);
+
+	if (had && *had == gen)
+		return;
+	bpf_map_update_elem(&nft_gens, &netns, &gen, BPF_ANY);
+	wake_reader = 1;
+}
+
+/* Has the packet recorded as the rule left it, where it has changed since it was last. */
+static __always_inline void nft_packet(struct frame *f, struct journey *j,
+				       struct sk_buff *skb, u64 now, u32 cpu)
+{
+	struct net *net = (void *)f->net;
+	struct scratch *s;
+	struct rec_pkt *r;
+	u32 key = ON_NFT;
+
+	s = bpf_map_lookup_elem(&scratches, &key);
+	if (!s)
+		return;
+	r = &s->after;
+	read_data(&r->pkt, skb, skb->head, skb->network_header);
+	if (same_data(&r->pkt, f->nft_changed ? &f->nft_pkt : &f->rec.before))
+		return;
+	read_pkt(&r->pkt, skb, net);
+	f->nft_changed = 1;
+	bpf_probe_read_kernel(&f->nft_pkt, sizeof(f->nft_pkt), &r->pkt);
+	rec_begin(&r->hdr, REC_SEEN, j, NULL, now, cpu);
+	r->hdr.netns = f->rec.hdr.netns;
+	rec_send(r, sizeof(*r));
+}
+
+/*
+ * chain is where the rule stands, if that is at hand: rules behind which a chain ends lead to
+ * it in newer kernels.
+ */
+static __always_inline int nft_did(struct sk_buff *skb,
+				   const struct nft_base_chain *base,
+				   const struct nft_verdict *verdict,
+				   const struct nft_rule_dp *rule,
+				   const struct nft_chain *chain, u32 type)
+{
+	struct journey *j = journey_of(skb);
+	struct rec_nft r = {};
+	struct frame *f;
+	struct nft_table *table;
+	s32 code;
+
+	if (!j)
+		return 0;
+	if (!nft_stats)
+		find_nft_stats();
+	f = frame_at(j->frame);
+	/* Not in nf_hook_slow (the bridge's own PREROUTING, or behind NFQUEUE). */
+	if (!f || f->jid != j->id)
+		return 0;
+	code = BPF_CORE_READ(verdict, code);
+	if (type == NFT_TRACETYPE_POLICY) {
+		r.what = NFT_DID_POLICY;
+		code = BPF_CORE_READ(base, policy);
+	} else if (code == NFT_CONTINUE &&
+		   (type == NFT_TRACETYPE_RETURN ||
+		    BPF_CORE_READ_BITFIELD_PROBED(rule, is_last))) {
+		r.what = NFT_DID_END;
+		if (!chain && bpf_core_type_exists(struct nft_rule_dp_last))
+			chain = BPF_CORE_READ((struct nft_rule_dp_last *)rule,
+					      chain);
+		r.chain = BPF_CORE_READ(chain, handle);
+	} else {
+		r.what = NFT_DID_RULE;
+		r.rule = BPF_CORE_READ_BITFIELD_PROBED(rule, handle);
+		if (code == NFT_JUMP || code == NFT_GOTO)
+			r.chain = BPF_CORE_READ(verdict, chain, handle);
+	}
+	r.code = code;
+	table = BPF_CORE_READ(base, chain.table);
+	r.table = BPF_CORE_READ(table, handle);
+	r.base = BPF_CORE_READ(base, chain.handle);
+	r.family = BPF_CORE_READ_BITFIELD_PROBED(table, family);
+	bpf_probe_read_kernel_str(r.name, sizeof(r.name),
+				  BPF_CORE_READ(table, name));
+	r.gen = nft_generation((void *)f->net, nft_net_id);
+	/* A packet that was stolen is somebody else's by now. */
+	if (code != NF_STOLEN) {
+		u64 nfct = skb->_nfct;
+
+		r.ctinfo = nfct & 7;
+		r.flags = nfct ? PKT_F_CT : 0;
+		nft_packet(f, j, skb, bpf_ktime_get_ns(),
+			   bpf_get_smp_processor_id());
+	}
+	f->nft = 1;
+	rec_begin(&r.hdr, REC_NFT, j, NULL, bpf_ktime_get_ns(),
+		  bpf_get_smp_processor_id());
+	r.hdr.netns = f->rec.hdr.netns;
+	nft_fresh(r.hdr.netns, r.gen);
+	rec_send(&r, sizeof(r));
+	return 0;
+}
+
+#endif

@@ -1,0 +1,409 @@
+package main
+
+import (
+	"cmp"
+	"encoding/binary"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/nftrace/nftrace/pkg/events"
+	"github.com/nftrace/nftrace/pkg/render"
+	"github.com/nftrace/nftrace/pkg/symbolize"
+)
+
+// nftRulesets are the generations of namespaces' nf_tables that were read.
+type nftRulesets struct {
+	sys *symbolize.System
+	say *speaker
+
+	reading sync.Mutex // held until what was read is kept
+
+	mu    sync.Mutex // guards what is below
+	known map[nftID]*nftRuleset
+	order []nftID // as they came
+	rules int     // in all of them
+}
+
+type nftID struct {
+	netns uint32
+	gen   uint32
+}
+
+// nftRuleset is one generation of a namespace's nf_tables.
+type nftRuleset struct {
+	*symbolize.NFTRuleset
+	ns    *symbolize.Namespace
+	err   error // why NFTRuleset is nil
+	texts bool  // its rules have their texts
+	paths map[string]*nftPath
+}
+
+// maxNFTRules bounds what is kept, in rules; the newest leastKept rulesets are kept whatever
+// they have.
+const maxNFTRules = 1 << 19
+
+func newNFTRulesets(sys *symbolize.System, say *speaker) *nftRulesets {
+	return &nftRulesets{sys: sys, say: say, known: map[nftID]*nftRuleset{}}
+}
+
+func (r *nftRulesets) get(id nftID) *nftRuleset {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.known[id]
+}
+
+func (r *nftRulesets) keep(id nftID, rs *nftRuleset) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if old := r.known[id]; old != nil {
+		r.rules -= old.size()
+	} else {
+		r.order = append(r.order, id)
+	}
+	r.known[id] = rs
+	r.rules += rs.size()
+	for r.rules > maxNFTRules && len(r.order) > leastKept {
+		oldest := r.order[0]
+		r.order = r.order[1:]
+		r.rules -= r.known[oldest].size()
+		delete(r.known, oldest)
+	}
+}
+
+// size is what a ruleset counts for in nftRulesets.rules.
+func (rs *nftRuleset) size() int {
+	n := 1
+	if rs.NFTRuleset != nil {
+		for _, t := range rs.Tables {
+			for _, c := range t.Chains {
+				n += 1 + len(c.Rules)
+			}
+		}
+	}
+	return n
+}
+
+// find returns a namespace's rulesets in one generation, and reads them while they may still
+// be there. Without them, what it returns says why nobody can know them.
+func (r *nftRulesets) find(id nftID) *nftRuleset {
+	if rs := r.get(id); rs != nil {
+		return rs
+	}
+	r.reading.Lock()
+	defer r.reading.Unlock()
+	// They may have been read meanwhile.
+	if rs := r.get(id); rs != nil {
+		return rs
+	}
+	lost := &nftRuleset{err: fmt.Errorf("the ruleset was replaced before it could be read")}
+	ns, err := r.sys.NamespaceByInode(id.netns)
+	if err != nil {
+		lost.err = fmt.Errorf("the ruleset could not be read: %w", err)
+	} else if got, err := symbolize.ReadNFT(ns); err != nil {
+		lost.err = fmt.Errorf("the ruleset could not be read: %w", err)
+	} else {
+		rs := &nftRuleset{NFTRuleset: got, ns: ns, paths: map[string]*nftPath{}}
+		r.keep(nftID{id.netns, got.Gen}, rs)
+		if got.Gen == id.gen {
+			return rs
+		}
+	}
+	r.keep(id, lost)
+	return lost
+}
+
+// readTexts reads the texts of a ruleset's rules.
+func (r *nftRulesets) readTexts(rs *nftRuleset) {
+	native := rs.ReadTexts(rs.ns)
+	if native == "" {
+		return
+	}
+	// Where it was replaced meanwhile, rules of it are still there, for most changes are small:
+	// one with the same handle is the same rule.
+	if now, err := symbolize.ReadNFT(rs.ns); err == nil && now.Gen != rs.Gen {
+		native = now.ReadTexts(rs.ns)
+		for _, t := range rs.Tables {
+			for _, c := range t.Chains {
+				for _, rule := range c.Rules {
+					if still := now.Rule(t.Handle, rule.Handle); still != nil {
+						rule.Text = still.Text
+					}
+				}
+			}
+		}
+	}
+	if native != "" {
+		r.say.detail("nf_tables in %s: rule texts are nftrace's own: %s", nsNames([]*symbolize.Namespace{rs.ns}), native)
+	}
+}
+
+// nftPath is what a run of a base chain did: packets that do the same share it.
+type nftPath struct {
+	compat      bool
+	chain, kind string
+	priority    int
+	rules       []events.Rule
+	of          []int // for each of rules the event that it is
+}
+
+// seeNFT returns the ruleset of a run, and reads it while it may still be there.
+func (r *resolver) seeNFT(s *events.Step) *nftRuleset {
+	return r.nft.find(nftID{s.Netns, s.Table.NFT.Gen})
+}
+
+// nftRun names what nf_tables told of a run.
+func (r *resolver) nftRun(s *events.Step) {
+	t := s.Table
+	r.key = nftKey(r.key[:0], s)
+	rs := r.seeNFT(s)
+	path, err := r.nftPath(rs, s)
+	if err != nil {
+		// A commit gives the namespace its new number before it puts its rules to use, and
+		// a packet may have come in between, or may still have been on its way.
+		before := r.nft.get(nftID{s.Netns, t.NFT.Gen - 1})
+		if before != nil {
+			path, _ = r.nftPath(before, s)
+		}
+	}
+	if path != nil {
+		n := t.NFT
+		n.Compat, n.Chain, n.Type, n.Priority = path.compat, path.chain, path.kind, path.priority
+	}
+	if t.Unresolved == "" && path == nil {
+		t.Unresolved = err.Error()
+	}
+	if t.Unresolved != "" {
+		r.unresolved++
+		return
+	}
+	t.Rules = path.rules
+	for i, n := range path.of {
+		e := &t.NFT.Events[n]
+		met := events.Met{From: i, Pkt: e.Packet}
+		if e.Unsure {
+			met.Pkt, met.Unsure = nil, "this rule changed it, or something at the hook before it"
+		}
+		if n := len(t.Met); n == 0 || t.Met[n-1].Pkt != met.Pkt {
+			t.Met = append(t.Met, met)
+		}
+	}
+	if s.Verdict == events.NFAccept {
+		n := t.NFT
+		if t.After = n.Behind; t.After == nil {
+			t.After = n.Events[len(n.Events)-1].Packet
+		}
+	}
+}
+
+// nftKey appends all that nftPath looks at, but the ruleset.
+func nftKey(key []byte, s *events.Step) []byte {
+	n := s.Table.NFT
+	key = append(key, s.PF, s.Hook)
+	key = binary.NativeEndian.AppendUint64(key, n.Table)
+	key = binary.NativeEndian.AppendUint64(key, n.Base)
+	for i := range n.Events {
+		e := &n.Events[i]
+		key = append(key, byte(e.What))
+		key = binary.NativeEndian.AppendUint64(key, e.Rule)
+		key = binary.NativeEndian.AppendUint64(key, e.Chain)
+		key = binary.NativeEndian.AppendUint32(key, uint32(e.Code))
+	}
+	return key
+}
+
+// nftPath returns what a run did as the ruleset has it; r.key is its nftKey.
+func (r *resolver) nftPath(rs *nftRuleset, s *events.Step) (*nftPath, error) {
+	if rs.err != nil {
+		return nil, fmt.Errorf("%s: %w", handles(s.Table.NFT), rs.err)
+	}
+	if p := rs.paths[string(r.key)]; p != nil {
+		return p, nil
+	}
+	if r.wantTexts && !rs.texts {
+		rs.texts = true
+		r.nft.readTexts(rs)
+	}
+	p, err := newNFTPath(rs.NFTRuleset, s)
+	if err != nil {
+		return nil, err
+	}
+	for i := range p.rules {
+		// The prefix hangs on the table, too.
+		named := *s
+		table := *s.Table
+		run := *s.Table.NFT
+		run.Compat = p.compat
+		table.NFT, named.Table = &run, &table
+		p.rules[i].TracePrefix = render.TracePrefix(&named, &p.rules[i])
+	}
+	if len(rs.paths) >= maxPaths {
+		clear(rs.paths)
+	}
+	rs.paths[string(r.key)] = p
+	return p, nil
+}
+
+// handles is what is known of the rules of a run that nobody can name.
+func handles(n *events.NFTRun) string {
+	var all []string
+	for i := range n.Events {
+		if e := &n.Events[i]; e.What == events.NFTRule {
+			all = append(all, fmt.Sprint(e.Rule))
+		}
+	}
+	switch len(all) {
+	case 0:
+		return "no rule"
+	case 1:
+		return "handle " + all[0]
+	}
+	return "handles " + strings.Join(all, ", ")
+}
+
+// newNFTPath names the events of a run.
+func newNFTPath(rules *symbolize.NFTRuleset, s *events.Step) (*nftPath, error) {
+	n := s.Table.NFT
+	const gone = "the ruleset was replaced meanwhile"
+	table, base := rules.Table(n.Table), rules.Chain(n.Table, n.Base)
+	if table == nil || base == nil {
+		return nil, fmt.Errorf("%s: %s", handles(n), gone)
+	}
+	p := &nftPath{compat: table.Compat, chain: base.Name, kind: base.Type, priority: int(base.Priority)}
+	depth := 0
+	for i := range n.Events {
+		e := &n.Events[i]
+		var line events.Rule
+		after := depth
+		switch e.What {
+		case events.NFTRule:
+			rule := rules.Rule(n.Table, e.Rule)
+			if rule == nil {
+				return nil, fmt.Errorf("handle %d: %s", e.Rule, gone)
+			}
+			action, err := nftAction(rules, n, e, rule)
+			if err != nil {
+				return nil, err
+			}
+			line = events.Rule{
+				Chain: rule.Chain.Name, Type: events.TypeRule, Num: rule.Num, Handle: rule.Handle,
+				Text: rule.Text, Action: action,
+			}
+			if table.Compat && rule.Unconditional && rule.Target == "" && (e.Code >= 0 || e.Code == events.NFTReturn) {
+				// net/ipv4/netfilter/ip_tables.c:get_chainname_rulenum
+				line.Type = events.TypeReturn
+				if rule.Chain.Base {
+					line.Type = events.TypePolicy
+				}
+			}
+			switch e.Code {
+			case events.NFTJump:
+				after++
+			case events.NFTReturn:
+				after--
+			}
+		case events.NFTEnd:
+			if e.Chain == n.Base {
+				continue // the policy comes next
+			}
+			chain := rules.Chain(n.Table, e.Chain)
+			if chain == nil {
+				return nil, fmt.Errorf("%s: %s", handles(n), gone)
+			}
+			line = events.Rule{Chain: chain.Name, Type: events.TypeReturn, Num: len(chain.Rules) + 1, IsEnd: true, Action: "RETURN"}
+			after--
+		case events.NFTPolicy:
+			line = events.Rule{Chain: base.Name, Type: events.TypePolicy, Num: len(base.Rules) + 1, IsPolicy: true, Action: "DROP"}
+			if e.Code == events.NFAccept {
+				line.Action = "ACCEPT"
+			}
+			depth = 0
+		default:
+			return nil, fmt.Errorf("nf_tables told of something unknown to nftrace (%d)", e.What)
+		}
+		line.Depth = max(depth, 0)
+		depth = after
+		p.rules = append(p.rules, line)
+		p.of = append(p.of, i)
+	}
+	return p, nil
+}
+
+// ending are the statements and targets that are named instead of their verdict.
+var ending = map[string]bool{
+	"REJECT": true, "DNAT": true, "SNAT": true, "MASQUERADE": true, "REDIRECT": true, "NETMAP": true, "TPROXY": true, "SYNPROXY": true,
+}
+
+func nftAction(rules *symbolize.NFTRuleset, n *events.NFTRun, e *events.NFTEvent, rule *symbolize.NFTRule) (string, error) {
+	switch e.Code {
+	case events.NFTContinue, events.NFTBreak:
+		return "continue", nil
+	case events.NFTReturn:
+		return "RETURN", nil
+	case events.NFTJump, events.NFTGoto:
+		to := rules.Chain(n.Table, e.Chain)
+		if to == nil {
+			return "", fmt.Errorf("handle %d: it leads to a chain that is not there", e.Rule)
+		}
+		if e.Code == events.NFTJump {
+			return "jump " + to.Name, nil
+		}
+		return "goto " + to.Name, nil
+	}
+	if name := strings.ToUpper(rule.Target); ending[name] {
+		return name, nil
+	}
+	switch e.Code & 0xff {
+	case events.NFAccept:
+		return "ACCEPT", nil
+	case events.NFDrop:
+		return "DROP", nil
+	case events.NFStolen:
+		return "STOLEN", nil
+	case events.NFQueue:
+		return "QUEUE", nil
+	}
+	return fmt.Sprintf("verdict %d", e.Code), nil
+}
+
+// priority is where a table stands among those of a hook: enum nf_ip_hook_priorities.
+func priority(s *events.Step) int {
+	t := s.Table
+	if t.NFT != nil {
+		return t.NFT.Priority
+	}
+	switch t.Name {
+	case "raw":
+		return -300
+	case "mangle":
+		return -150
+	case "nat":
+		if s.Hook == events.HookPreRouting || s.Hook == events.HookLocalOut {
+			return -100
+		}
+		return 100
+	case "security":
+		return 50
+	}
+	return 0
+}
+
+// inOrder brings the tables of a part of a hook's call, those of nf_tables first, into the
+// order in which the kernel runs them. The one that ended the call was the last.
+func inOrder(steps []events.Step) {
+	slices.SortStableFunc(steps, func(a, b events.Step) int {
+		if c := cmp.Compare(priority(&a), priority(&b)); c != 0 {
+			return c
+		}
+		return cmp.Compare(ended(&a), ended(&b))
+	})
+}
+
+// ended is 1 if a table kept the packet from going on.
+func ended(s *events.Step) int {
+	if s.Verdict == events.NFAccept || s.Verdict == events.VerdictUnknown {
+		return 0
+	}
+	return 1
+}

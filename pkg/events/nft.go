@@ -1,0 +1,135 @@
+package events
+
+import (
+	"github.com/nftrace/nftrace/bpf"
+)
+
+// nftPending is what nf_tables told within a call of a hook whose record is still to come.
+type nftPending struct {
+	events []nftRecord
+	packet *Packet // the packet behind the newest one; nil: as at the call
+	next   *Packet // what it is behind the next one, if it changed
+	gap    bool    // records are missing before or among them
+}
+
+type nftRecord struct {
+	rec     bpf.NftraceRecNft
+	packet  *Packet // when the rule met it; nil: as at the call
+	changed *Packet // what it was behind it, if that was another
+}
+
+// shot is a packet as it was seen within a hook.
+type shot struct {
+	packet Packet
+	raw    bpf.NftracePkt // which packet has slices of
+}
+
+func (n *nftPending) reset() { n.events, n.packet, n.next, n.gap = n.events[:0], nil, nil, false }
+
+// begins tells whether a journey can begin with a record of that type.
+func begins(t bpf.NftraceRecType) bool {
+	switch t {
+	case bpf.NftraceRecTypeREC_HOOK, bpf.NftraceRecTypeREC_NFT, bpf.NftraceRecTypeREC_SEEN:
+		return true
+	}
+	return false
+}
+
+func (d *draft) addNFT(raw []byte) error {
+	r, err := recNFT(raw)
+	if err != nil {
+		return err
+	}
+	n := &d.nft
+	n.events = append(n.events, nftRecord{*r, n.packet, n.next})
+	if n.next != nil {
+		n.packet, n.next = n.next, nil
+	}
+	return nil
+}
+
+func (d *draft) addShot(p *bpf.NftracePkt) {
+	s := d.shots.take()
+	s.raw = *p
+	readPacket(&s.packet, &s.raw)
+	d.nft.next = &s.packet
+}
+
+// nftEnds tells whether a run of a base chain is over with what nf_tables told.
+func nftEnds(r *bpf.NftraceRecNft) bool {
+	return r.What == uint8(bpf.NftraceNftWhatNFT_DID_POLICY) ||
+		r.What == uint8(bpf.NftraceNftWhatNFT_DID_RULE) && r.Code >= 0
+}
+
+const (
+	nftMissed     = "something that nf_tables did with the packet was not seen: the kernel skipped the probe"
+	nftIncomplete = "nf_tables did not tell of the chain's end"
+)
+
+// nftRuns adds the runs of base chains that the newest part of a hook's call had.
+func (a *Assembler) nftRuns(d *draft, part *Part) {
+	c := &d.call
+	all := d.nft.events
+	for len(all) > 0 {
+		n := 1
+		first := &all[0].rec
+		for !nftEnds(&all[n-1].rec) && n < len(all) && all[n].rec.Table == first.Table && all[n].rec.Base == first.Base {
+			n++
+		}
+		a.nftRun(d, part, all[:n], first == &d.nft.events[0].rec)
+		all = all[n:]
+	}
+	if p := d.nft.packet; p != nil {
+		d.see(p)
+	}
+	d.nft.reset()
+	c.nftVerdict = d.j.Steps[len(d.j.Steps)-1].Verdict
+}
+
+// nftRun adds one run. alone is whether nothing can have changed the packet before it in the
+// part, but for xtables' tables.
+func (a *Assembler) nftRun(d *draft, part *Part, recs []nftRecord, alone bool) {
+	c := &d.call
+	t := d.runs.take()
+	first, last := &recs[0].rec, &recs[len(recs)-1].rec
+	t.Name, t.ID, t.Hits, t.Part = string(cBytes(first.Name[:])), TableID{}, nil, part
+	t.Rules, t.Met, t.Unresolved, t.Hotdrop = nil, t.Met[:0], "", ""
+	t.After = nil
+	t.nft = NFTRun{Family: first.Family, Table: first.Table, Base: first.Base, Gen: first.Gen, Events: t.nft.Events[:0]}
+	t.NFT = &t.nft
+	for i := range recs {
+		r := &recs[i].rec
+		e := NFTEvent{What: NFTWhat(r.What), Rule: r.Rule, Chain: r.Chain, Code: int(r.Code), Packet: recs[i].packet}
+		if e.Packet == nil {
+			e.Packet = &part.Before
+		}
+		if r.Flags&uint8(bpf.NftracePktFlagPKT_F_CT) != 0 {
+			ct := &ctStates[r.Ctinfo&7]
+			e.CT, e.Reply = ct.state, ct.reply
+		}
+		t.nft.Events = append(t.nft.Events, e)
+	}
+	e := &t.nft.Events[0]
+	t.SetBefore(e.Packet, e.CT, e.Reply)
+	if now := recs[0].changed; now != nil {
+		// By its first rule, or by whoever had the packet before.
+		e.Unsure = !alone || part.AfterNAT || len(c.pattern.ran) > 0 || now.Len != e.Packet.Len
+	}
+	s := d.addStep()
+	s.set(&c.pattern.place, StepTable, ns(last.Hdr.Ts), int(last.Hdr.Cpu))
+	s.Table = t
+	switch {
+	case c.pattern.flags&uint32(bpf.NftraceRecFlagREC_F_NFTMISSED) != 0:
+		t.Unresolved = nftMissed
+	case d.nft.gap || !nftEnds(last):
+		t.Unresolved = nftIncomplete
+	}
+	t.nft.Behind = recs[len(recs)-1].changed
+	if nftEnds(last) {
+		// NF_QUEUE has the queue's number in the upper half.
+		s.Verdict = int(last.Code) & 0xff
+	}
+	if a.OnRun != nil {
+		a.OnRun(s)
+	}
+}
