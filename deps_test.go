@@ -30,7 +30,7 @@ var mayImport = map[string]struct {
 	"pkg/trace":     {code: []string{module + "/bpf", module + "/pkg/events", module + "/pkg/filter", "github.com/cilium/ebpf/...", "github.com/mdlayher/netlink", "golang.org/x/sys/unix"}},
 	"pkg/render":    {code: []string{module + "/pkg/events"}},
 	"cmd/nftrace":   {code: []string{module + "/pkg/...", "github.com/spf13/pflag", "golang.org/x/sys/unix"}, tests: []string{module + "/bpf", module + "/testenv/...", "golang.org/x/tools/txtar"}},
-	"testenv/...":   {code: []string{module + "/testenv/...", "github.com/cilium/ebpf/...", "golang.org/x/sys/unix"}, tests: []string{"golang.org/x/tools/txtar"}},
+	"testenv/...":   {code: []string{module + "/testenv/...", "github.com/cilium/ebpf/...", "github.com/mdlayher/netlink", "golang.org/x/sys/unix"}, tests: []string{"golang.org/x/tools/txtar"}},
 }
 
 // goPackage is what one directory's files import, for any system and architecture.

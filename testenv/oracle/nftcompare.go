@@ -1,0 +1,339 @@
+package oracle
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+)
+
+// An NFTJourney is what nftrace says of one packet: its runs of base chains, in its order.
+type NFTJourney struct {
+	ID       uint64
+	HalfSeen string
+	Lost     uint64
+	Runs     []NFTRun
+}
+
+// nftObject is what the comparison needs of an object of nftrace --format json
+// (pkg/render/json.go).
+type nftObject struct {
+	ID       uint64 `json:"id"`
+	HalfSeen string `json:"half_seen"`
+	Lost     uint64 `json:"lost"`
+	Steps    []struct {
+		Kind      string `json:"kind"`
+		NetnsName string `json:"netns_name"`
+		Family    string `json:"family"`
+		Hook      string `json:"hook"`
+		Verdict   string `json:"verdict"`
+		In, Out   struct{ Index int }
+		Table     struct {
+			Name       string `json:"name"`
+			Engine     string `json:"engine"`
+			Family     string `json:"family"`
+			BaseChain  string `json:"base_chain"`
+			Compat     bool   `json:"compat"`
+			Unresolved string `json:"unresolved"`
+			Before     nftJSONPacket
+			Rules      []struct {
+				Trace    string `json:"trace"`
+				Chain    string `json:"chain"`
+				Type     string `json:"type"`
+				Number   int    `json:"number"`
+				Handle   uint64 `json:"handle"`
+				IsPolicy bool   `json:"is_policy"`
+				IsEnd    bool   `json:"is_end"`
+				Action   string `json:"action"`
+				Depth    int    `json:"depth"`
+			}
+		}
+	}
+}
+
+type nftJSONPacket struct {
+	Family   string   `json:"family"`
+	Length   int      `json:"length"`
+	Src      string   `json:"src"`
+	Dst      string   `json:"dst"`
+	Proto    *int     `json:"proto"`
+	SrcPort  *int     `json:"sport"`
+	DstPort  *int     `json:"dport"`
+	TCPFlags []string `json:"tcp_flags"`
+	ICMPType *int     `json:"icmp_type"`
+	ICMPCode *int     `json:"icmp_code"`
+	FragOff  *int     `json:"frag_off"`
+}
+
+func (p *nftJSONPacket) packet() NFTPacket {
+	or := func(v *int, none int) int {
+		if v == nil {
+			return none
+		}
+		return *v
+	}
+	h := nftHead{
+		family: p.Family, src: p.Src, dst: p.Dst, length: p.Length, proto: or(p.Proto, -1),
+		fragment: p.FragOff != nil, fragOff: or(p.FragOff, 0),
+		ports: p.SrcPort != nil, sport: or(p.SrcPort, 0), dport: or(p.DstPort, 0),
+		icmp: p.ICMPType != nil, icmpType: or(p.ICMPType, 0), icmpCode: or(p.ICMPCode, 0),
+	}
+	if h.family == "ip6" && h.icmp && h.icmpType == 143 {
+		return NFTPacket{Key: nftReport}
+	}
+	var flags []string
+	for _, name := range tcpFlagNames {
+		if slices.Contains(p.TCPFlags, name) {
+			flags = append(flags, name)
+		}
+	}
+	h.flags = strings.Join(flags, ",")
+	return NFTPacket{Key: h.key()}
+}
+
+// ParseNFT reads nftrace's JSON: what it says of nf_tables in one namespace. Packets
+// that met none there are left out.
+func ParseNFT(r io.Reader, ns string) ([]NFTJourney, error) {
+	var out []NFTJourney
+	for d := json.NewDecoder(r); ; {
+		var o nftObject
+		switch err := d.Decode(&o); {
+		case errors.Is(err, io.EOF):
+			return out, nil
+		case err != nil:
+			return nil, fmt.Errorf("nftrace's JSON: %w", err)
+		}
+		j := NFTJourney{ID: o.ID, HalfSeen: o.HalfSeen, Lost: o.Lost}
+		for i := range o.Steps {
+			s := &o.Steps[i]
+			t := &s.Table
+			if s.Kind != "table" || t.Engine != "nf_tables" || s.NetnsName != ns || t.Name == NFTTable {
+				continue
+			}
+			run := NFTRun{
+				Family: t.Family, Table: t.Name, Chain: t.BaseChain, Compat: t.Compat,
+				PF: s.Family, Hook: s.Hook, In: s.In.Index, Out: s.Out.Index,
+				Verdict: s.Verdict, Packet: t.Before.packet(), Unresolved: t.Unresolved,
+			}
+			for _, r := range t.Rules {
+				run.Rules = append(run.Rules, NFTRule{
+					Trace: r.Trace, Chain: r.Chain, Type: r.Type, Number: r.Number, Handle: r.Handle,
+					IsPolicy: r.IsPolicy, IsEnd: r.IsEnd, Action: kernelAction(r.Action, r.IsPolicy), Depth: r.Depth,
+				})
+			}
+			j.Runs = append(j.Runs, run)
+		}
+		if len(j.Runs) > 0 || j.HalfSeen != "" || j.Lost != 0 {
+			out = append(out, j)
+		}
+	}
+}
+
+// kernelAction is what the kernel's trace says where nftrace knows more: reject ends in
+// a drop, NAT in an accept. Nothing else is the same.
+func kernelAction(action string, policy bool) string {
+	if !policy {
+		switch action {
+		case "REJECT", "reject":
+			return "DROP"
+		case "DNAT", "SNAT", "MASQUERADE", "REDIRECT", "dnat", "snat", "masquerade", "redirect":
+			return "ACCEPT"
+		}
+	}
+	return action
+}
+
+// where says which base chain a run is of, of what packet.
+func (r *NFTRun) where() string {
+	return fmt.Sprintf("%s: %s %s %s at %s %s, in %d, out %d", r.Packet.Key, r.Family, r.Table, r.Chain, r.PF, r.Hook, r.In, r.Out)
+}
+
+// what says what happened in it.
+func (r *NFTRun) what() string {
+	var b strings.Builder
+	for _, l := range r.Rules {
+		fmt.Fprintf(&b, "\n    %s (%s %s %d) handle %d depth %d", l.Trace, l.Chain, l.Type, l.Number, l.Handle, l.Depth)
+		if l.IsPolicy {
+			b.WriteString(" policy")
+		}
+		if l.IsEnd {
+			b.WriteString(" end")
+		}
+		b.WriteString(" → " + l.Action)
+	}
+	fmt.Fprintf(&b, "\n    verdict %s", r.Verdict)
+	if r.Compat {
+		b.WriteString(", compat")
+	}
+	return b.String()
+}
+
+// CompareNFT holds nftrace's journeys against the kernel's runs, which are in the kernel's
+// order. Every run of one must be in the other, as often, and alike in all of its lines;
+// and the runs of one journey must be one packet's, in the kernel's order.
+//
+// Packets that the JSON cannot tell apart are taken in the order in which they come.
+//
+// Where a cause is given, runs may be unresolved for that cause, and some must be: of
+// these only the place and the packet are compared.
+func CompareNFT(kernel []NFTRun, tool []NFTJourney, cause string) error {
+	var report []string
+	say := func(format string, args ...any) { report = append(report, fmt.Sprintf(format, args...)) }
+
+	// The kernel's runs by place and what happened, in its order.
+	waiting := map[string][]int{}
+	for i := range kernel {
+		if r := &kernel[i]; r.Packet.Key != nftReport {
+			waiting[r.where()+r.what()] = append(waiting[r.where()+r.what()], i)
+		}
+	}
+	matched := map[int]bool{}
+	take := func(candidates []int, last int, identity string) int {
+		best := -1
+		for _, i := range candidates {
+			if matched[i] {
+				continue
+			}
+			id := kernel[i].Packet.Identity
+			if i > last && (identity == "" || id == "" || id == identity) {
+				best = i
+				break
+			}
+			if best < 0 {
+				best = i
+			}
+		}
+		if best >= 0 {
+			matched[best] = true
+		}
+		return best
+	}
+
+	type place struct{ journey, run int }
+	at := map[place]int{}
+	nruns, unresolved := 0, 0
+	var left []place
+	for j := range tool {
+		t := &tool[j]
+		if t.HalfSeen != "" || t.Lost != 0 {
+			say("packet %d: half seen: %q, lost: %d", t.ID, t.HalfSeen, t.Lost)
+		}
+		last, identity := -1, ""
+		for n := range t.Runs {
+			r := &t.Runs[n]
+			if r.Packet.Key == nftReport {
+				continue
+			}
+			nruns++
+			if r.Unresolved != "" {
+				left = append(left, place{j, n})
+				continue
+			}
+			i := take(waiting[r.where()+r.what()], last, identity)
+			if i < 0 {
+				left = append(left, place{j, n})
+				continue
+			}
+			at[place{j, n}] = i
+			if last = i; kernel[i].Packet.Identity != "" {
+				identity = kernel[i].Packet.Identity
+			}
+		}
+	}
+
+	// What is left differs, or is unresolved.
+	rest := map[string][]int{}
+	for i := range kernel {
+		if r := &kernel[i]; r.Packet.Key != nftReport && !matched[i] {
+			rest[r.where()] = append(rest[r.where()], i)
+		}
+	}
+	for _, p := range left {
+		r := &tool[p.journey].Runs[p.run]
+		i := take(rest[r.where()], -1, "")
+		if i >= 0 {
+			at[p] = i
+		}
+		switch {
+		case r.Unresolved != "" && (cause == "" || !strings.Contains(r.Unresolved, cause)):
+			say("unresolved: %s: %s", r.where(), r.Unresolved)
+		case i < 0:
+			say("not from the kernel: packet %d: %s%s", tool[p.journey].ID, r.where(), r.what())
+		case r.Unresolved != "":
+			unresolved++
+		default:
+			say("differs: packet %d: %s\n  kernel%s\n  tool%s", tool[p.journey].ID, r.where(), kernel[i].what(), r.what())
+		}
+	}
+	for i := range kernel {
+		if r := &kernel[i]; r.Packet.Key != nftReport && !matched[i] {
+			say("missing from the tool: %s%s", r.where(), r.what())
+		}
+	}
+	if cause != "" && unresolved == 0 {
+		say("no run was unresolved for %q: take the section away", cause)
+	}
+
+	// The runs of one journey.
+	for j := range tool {
+		last, identity := -1, ""
+		for n := range tool[j].Runs {
+			i, ok := at[place{j, n}]
+			if !ok {
+				continue
+			}
+			if i < last {
+				say("order differs in packet %d: the kernel had\n  %s\nbefore\n  %s", tool[j].ID, kernel[i].where(), kernel[last].where())
+				break
+			}
+			last = i
+			id := kernel[i].Packet.Identity
+			if id != "" && identity != "" && id != identity {
+				say("packet %d is more than one: %s and %s, at %s", tool[j].ID, identity, id, kernel[i].where())
+				break
+			}
+			if id != "" {
+				identity = id
+			}
+		}
+	}
+	if len(report) > 0 {
+		n := len(report)
+		if n > maxReport {
+			report = append(report[:maxReport], fmt.Sprintf("and %d more", n-maxReport))
+		}
+		return fmt.Errorf("nftrace is not the kernel (%d runs of base chains from the kernel, %d from nftrace):\n%s",
+			len(kernel), nruns, strings.Join(report, "\n"))
+	}
+	return nil
+}
+
+// NFTHits counts how often each line of the runs was met, as "inet filter forward 3"; in
+// place of the number, "policy" and "end" are the policy and the end of a chain.
+func NFTHits(runs []NFTRun) map[string]int {
+	hits := map[string]int{}
+	for i := range runs {
+		for _, l := range runs[i].Rules {
+			number := fmt.Sprint(l.Number)
+			switch {
+			case l.IsPolicy:
+				number = "policy"
+			case l.IsEnd:
+				number = "end"
+			}
+			hits[strings.Join([]string{runs[i].Family, runs[i].Table, l.Chain, number}, " ")]++
+		}
+	}
+	return hits
+}
+
+// FormatNFT prints runs for people.
+func FormatNFT(runs []NFTRun) string {
+	var b strings.Builder
+	for i := range runs {
+		fmt.Fprintf(&b, "%s  [%s]%s\n", runs[i].where(), runs[i].Packet.Identity, runs[i].what())
+	}
+	return b.String()
+}
