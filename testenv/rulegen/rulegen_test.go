@@ -77,3 +77,62 @@ func TestAcyclic(t *testing.T) {
 		}
 	}
 }
+
+func TestNFTDeterministic(t *testing.T) {
+	seen := map[string]bool{}
+	for seed := range uint64(50) {
+		a, b := NFT(seed), NFT(seed)
+		if a != b {
+			t.Fatalf("seed %d: two runs differ", seed)
+		}
+		if seen[a] {
+			t.Errorf("seed %d: as another seed", seed)
+		}
+		seen[a] = true
+	}
+	sum := fmt.Sprintf("%x", sha256.Sum256([]byte(NFT(1))))
+	if want := "98c3feb65ceb4f4029bfeeef956ff249953c39675ea10bf76b5d19d1dca213a9"; sum != want {
+		t.Errorf("seed 1 gives other rules than before: %s", sum)
+	}
+}
+
+func TestNFTCovers(t *testing.T) {
+	var all strings.Builder
+	for seed := range uint64(50) {
+		all.WriteString(NFT(seed))
+	}
+	for _, w := range []string{"table inet", "table ip ", "table ip6", "jump forward0-", "goto forward0-", "jump {", "goto {", "vmap {",
+		"@hosts4", "@hosts6", "@ports", "update @seen", "accept", "drop", "return", "reject", "masquerade", "dnat ip to", "dnat ip6 to",
+		"policy drop", "type nat", "ct state", "meta mark set", "numgen", "iifname", "oifname"} {
+		if !strings.Contains(all.String(), w) {
+			t.Errorf("never %s", w)
+		}
+	}
+	if strings.Contains(all.String(), "nftrace") {
+		t.Error("meta nftrace is the oracle's")
+	}
+}
+
+// Jumps lead to chains that were written before, so there is no loop.
+func TestNFTAcyclic(t *testing.T) {
+	for seed := range uint64(50) {
+		known := map[string]bool{}
+		for line := range strings.Lines(NFT(seed)) {
+			f := strings.Fields(line)
+			switch {
+			case line[0] == 't':
+				clear(known)
+			case len(f) > 1 && f[0] == "chain":
+				known[f[1]] = true
+			}
+			for i, w := range f {
+				if w != "jump" && w != "goto" {
+					continue
+				}
+				if to := strings.TrimRight(f[i+1], ","); to != "{" && !known[to] {
+					t.Errorf("seed %d: %s", seed, line)
+				}
+			}
+		}
+	}
+}
