@@ -12,4 +12,10 @@
 // VMs only. A program that traces nf_tables sees the oracle's table.
 //
 // Compare holds a tool's lines against the kernel's.
+//
+// For nf_tables there is [StartNFT]: its table sets nf_trace as well, and what the kernel
+// tells by netlink of each base chain that a packet runs through becomes an [NFTRun].
+// Chains before the oracle's, and packets in them, it does not see. Nor can it tell which
+// packet a chain was run for whose first line is of one that was stolen from it: rules for
+// tests have a counter before such a verdict. CompareNFT holds nftrace's JSON against the runs.
 package oracle

@@ -190,15 +190,15 @@ type nftHead struct {
 
 func (h *nftHead) key() string {
 	var b strings.Builder
-	if h.family == "" {
+	switch {
+	case h.family == "":
 		return "not IP"
+	case h.family == "ip6" && h.fragment:
+		return fmt.Sprintf("ip6 fragment, %d bytes", h.length) // see nftPacket
 	}
 	fmt.Fprintf(&b, "%s %s > %s, %d bytes", h.family, h.src, h.dst, h.length)
 	if h.fragment {
-		b.WriteString(", fragment")
-		if h.family == "ip" {
-			fmt.Fprintf(&b, " at %d", h.fragOff)
-		}
+		fmt.Fprintf(&b, ", fragment at %d", h.fragOff)
 		return b.String()
 	}
 	fmt.Fprintf(&b, ", protocol %d", h.proto)
@@ -225,6 +225,12 @@ func nftPacket(network, transport []byte) NFTPacket {
 	var h nftHead
 	var id string
 	u16 := binary.BigEndian.Uint16
+	// Of an IPv6 fragment that is not the first the kernel takes the beginning for the
+	// transport header (ipv6_find_hdr gives no offset), so that 20 bytes are all there is.
+	if len(network) == 0 && len(transport) == 20 && transport[0]>>4 == 6 && transport[6] == unix.IPPROTO_FRAGMENT {
+		h.family, h.fragment, h.length = "ip6", true, 40+int(u16(transport[4:]))
+		return NFTPacket{Key: h.key()}
+	}
 	switch {
 	case len(network) >= 20 && network[0]>>4 == 4:
 		h.family, h.length, h.proto = "ip", int(u16(network[2:])), int(network[9])
