@@ -140,41 +140,52 @@ func parseTruth(name string, data []byte) (*truth, error) {
 	c := &truth{name: name}
 	var err error
 	for _, f := range txtar.Parse(data).Files {
-		text := string(f.Data)
-		switch f.Name {
-		case "v4":
-			c.v4 = text
-		case "v6":
-			c.v6 = text
-		case "traffic":
-			c.traffic = text
-		case "args":
-			c.args = strings.Fields(text)
-		case "alone":
-			c.alone = true
-		case "fresh":
-			c.fresh = true
-		case "unresolved":
-			c.unresolved = strings.TrimSpace(text)
-		case "replacements":
-			if c.replacements, err = strconv.Atoi(strings.TrimSpace(text)); err != nil {
-				return nil, err
-			}
-		default:
-			return nil, fmt.Errorf("no such section: %q", f.Name)
+		if err := c.section(f.Name, string(f.Data)); err != nil {
+			return nil, err
 		}
 	}
 	if c.v4 == "" && c.v6 == "" {
 		return nil, errors.New("neither v4 nor v6: no rules")
 	}
-	if c.alone && c.traffic == "" {
-		return nil, errors.New("alone, and no traffic")
-	}
 	if c.v4, err = expand(c.v4); err != nil {
 		return nil, err
 	}
-	c.v6, err = expand(c.v6)
-	return c, err
+	if c.v6, err = expand(c.v6); err != nil {
+		return nil, err
+	}
+	return c, c.check()
+}
+
+// section reads one section of a case.
+func (c *truth) section(name, text string) (err error) {
+	switch name {
+	case "v4":
+		c.v4 = text
+	case "v6":
+		c.v6 = text
+	case "traffic":
+		c.traffic = text
+	case "args":
+		c.args = strings.Fields(text)
+	case "alone":
+		c.alone = true
+	case "fresh":
+		c.fresh = true
+	case "unresolved":
+		c.unresolved = strings.TrimSpace(text)
+	case "replacements":
+		c.replacements, err = strconv.Atoi(strings.TrimSpace(text))
+	default:
+		return fmt.Errorf("no such section: %q", name)
+	}
+	return err
+}
+
+func (c *truth) check() error {
+	if c.alone && c.traffic == "" {
+		return errors.New("alone, and no traffic")
+	}
+	return nil
 }
 
 // expand writes a line "@300 text with %d" as 300 lines, numbered from 1.
@@ -256,13 +267,7 @@ func TestTruth(t *testing.T) {
 	if len(shared)+len(fresh) < 40 {
 		t.Errorf("only %d rulesets", len(shared)+len(fresh))
 	}
-	if os.Getenv("NFTRACE_TRUTH") == "half" {
-		var half []*truth
-		for i := 0; i < len(shared); i += 2 {
-			half = append(half, shared[i])
-		}
-		shared = half
-	}
+	shared = half(shared)
 	needVM(t)
 	if _, err := exec.LookPath("nftrace"); err != nil {
 		t.Skip("no nftrace in PATH")
@@ -283,6 +288,18 @@ func TestTruth(t *testing.T) {
 		}
 	})
 	t.Logf("compared: %d rulesets, %d packets, %d lines; %d rulesets differ", total.rulesets, total.packets, total.lines, total.failed)
+}
+
+// half leaves out every second case where NFTRACE_TRUTH asks for that.
+func half[T any](cases []T) []T {
+	if os.Getenv("NFTRACE_TRUTH") != "half" {
+		return cases
+	}
+	var out []T
+	for i := 0; i < len(cases); i += 2 {
+		out = append(out, cases[i])
+	}
+	return out
 }
 
 type tally struct{ rulesets, packets, lines, failed int }
@@ -331,32 +348,13 @@ func runTruth(t *testing.T, c *truth) (npackets, nlines int) {
 	}
 	defer o.Close(context.WithoutCancel(ctx))
 
-	tmp := t.TempDir()
-	script, out := filepath.Join(tmp, "traffic"), filepath.Join(tmp, "out")
-	traffic := c.traffic
-	if !c.alone {
-		traffic = mixedTraffic + c.traffic
-	}
-	if err := os.WriteFile(script, []byte(traffic), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	args := append([]string{"-o", out, "--format", "trace"}, c.args...)
-	cmd := exec.CommandContext(ctx, "nftrace", append(args, "--", "traffic", "script", script)...)
-	cmd.Env = append(os.Environ(), "TMP="+tmp)
-	stderr, err := cmd.CombinedOutput()
-	if err != nil || strings.Contains(string(stderr), "the command ended: ") {
-		t.Fatalf("nftrace: %v\n%s", err, stderr)
-	}
+	data, stderr := traffic(ctx, t, c, "nftrace", "--format", "trace")
 	traced := time.Now()
 	lines, err := o.Lines()
 	if err != nil {
 		t.Fatal(err)
 	}
 	packets, err := oracle.Packets(lines)
-	if err != nil {
-		t.Fatal(err)
-	}
-	data, err := os.ReadFile(out)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -374,7 +372,7 @@ func runTruth(t *testing.T, c *truth) (npackets, nlines int) {
 	if n := replacedUnder(data); n > 0 && n <= c.replacements*(runtime.NumCPU()-1) {
 		cause = replacedCause
 	}
-	if err := compareTruth(lines, string(data), string(stderr), cause); err != nil {
+	if err := compareTruth(lines, string(data), stderr, cause); err != nil {
 		t.Errorf("%v\nstderr:\n%s", err, stderr)
 	}
 	if dir := os.Getenv("NFTRACE_KEEP"); dir != "" {
@@ -386,6 +384,37 @@ func runTruth(t *testing.T, c *truth) (npackets, nlines int) {
 	t.Logf("%d packets, %d lines; load %v, trace %v, check %v", len(packets), len(lines), loaded.Sub(start).Round(time.Millisecond),
 		traced.Sub(loaded).Round(time.Millisecond), time.Since(traced).Round(time.Millisecond))
 	return len(packets), len(lines)
+}
+
+// traffic sends a case's traffic, under a tool with flags as nftrace has them if there is
+// one, and returns what that wrote to its output and to standard error.
+func traffic(ctx context.Context, t *testing.T, c *truth, tool ...string) (out []byte, stderr string) {
+	t.Helper()
+	tmp := t.TempDir()
+	script, file := filepath.Join(tmp, "traffic"), filepath.Join(tmp, "out")
+	lines := c.traffic
+	if !c.alone {
+		lines = mixedTraffic + c.traffic
+	}
+	if err := os.WriteFile(script, []byte(lines), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	args := []string{"traffic", "script", script}
+	if tool != nil {
+		args = slices.Concat(tool, []string{"-o", file}, c.args, []string{"--"}, args)
+	}
+	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
+	cmd.Env = append(os.Environ(), "TMP="+tmp)
+	text, err := cmd.CombinedOutput()
+	if err != nil || strings.Contains(string(text), "the command ended: ") {
+		t.Fatalf("%s: %v\n%s", args[0], err, text)
+	}
+	if tool != nil {
+		if out, err = os.ReadFile(file); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return out, string(text)
 }
 
 // maxOwners bounds how often a race over a socket's owner is believed in a ruleset.
