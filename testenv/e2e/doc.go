@@ -40,7 +40,19 @@
 //	-- args --         arguments of nftrace
 //	-- unresolved --   for what cause runs of tables may be unresolved; there must be some
 //
-// and TestInterleaved (make test-interleave) holds rules against ports, where packets
+// The same rulesets, by way of iptables-nft, and those of testdata/nft go through nf_tables:
+// TestTruthNFT holds every line of nftrace against what the kernel tells of them by netlink.
+// Besides traffic, alone, args and unresolved, the sections of testdata/nft are
+//
+//	-- nft --          input of nft -f, with "@300 TEXT" as above
+//	-- hits --         lines that packets must meet, so that a dead ruleset shows, as
+//	                   "FAMILY TABLE CHAIN NUMBER…"; a NUMBER may be policy or end
+//	-- families --     families besides inet (bridge, arp, netdev) that the oracle traces from
+//	                   their first hooks on
+//	-- not on 6.1 --   why the rules do not load there
+//	-- not yet --      why nftrace need not get it right; the test names the file, too
+//
+// TestInterleaved (make test-interleave) holds rules against ports, where packets
 // meet in one table.
 //
 // nftrace runs around the traffic if there is one in PATH; unless args choose

@@ -5,8 +5,11 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/nftrace/nftrace/testenv/oracle"
 	"github.com/nftrace/nftrace/testenv/rulegen"
@@ -163,5 +166,134 @@ func TestRandomRulesLoad(t *testing.T) {
 				t.Errorf("seed %d, %+v: %v: %s\n%s", 1000+seed, o, err, out, rules)
 			}
 		}
+	}
+	for seed := range uint64(13) {
+		rules := rulegen.NFT(1000 + seed)
+		cmd := exec.CommandContext(t.Context(), "unshare", "-n", "nft", "-c", "-f", "-")
+		cmd.Stdin = strings.NewReader(rules)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Errorf("nft, seed %d: %v: %s\n%s", 1000+seed, err, out, rules)
+		}
+	}
+}
+
+// The kernel's messages of a small ruleset, one by one: what differs between kernels (how
+// returns and the ends of chains are told) is no matter of the runs made of them.
+func TestOracleNFT(t *testing.T) {
+	needVM(t)
+	up(t, "bare")
+	if err := topo.Load(t.Context(), "h", "nft", `
+table inet t {
+	chain a {
+		udp sport 12345 drop
+		counter
+		jump b
+		return
+	}
+	chain b {
+		counter
+	}
+	chain g {
+		counter
+	}
+	chain in {
+		type filter hook input priority 5; policy drop;
+		udp dport 54321 jump a
+		udp dport 54321 goto g
+		accept
+	}
+	chain early {
+		type filter hook input priority -5; policy accept;
+	}
+}
+`); err != nil {
+		t.Fatal(err)
+	}
+	o, err := oracle.StartNFT(t.Context(), "h")
+	if err != nil {
+		t.Fatal(err)
+	}
+	const n = 7
+	shell(t.Context(), t, t.TempDir(), "run", nil, fmt.Sprintf("on c2 traffic udp-send -n %d 172.17.0.1:54321\n", n))
+	events, err := o.Events()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := o.Close(context.Background()); err != nil {
+		t.Error(err)
+	}
+	if o.Packets() != n {
+		t.Errorf("%d packets, want %d", o.Packets(), n)
+	}
+	// A packet's messages: chain, number of the rule, type, verdict's code.
+	want := []string{
+		"early 0 end -1", "early 0 policy 0",
+		"in 1 rule -3", "a 2 rule -1", "a 3 rule -3", "b 1 rule -1", "b 0 end -1", "a 4 return -5",
+		"in 2 rule -4", "g 1 rule -1", "g 0 end -1", "in 0 policy 0",
+	}
+	if len(events) != n*len(want) {
+		t.Errorf("%d messages, want %d", len(events), n*len(want))
+	}
+	for i, e := range events {
+		number, kind := o.Ruleset.Number(e), map[uint32]string{1: "policy", 2: "return", 3: "rule"}[e.Type]
+		w := want[i%len(want)]
+		if e.Handle == 0 && e.Type != 1 {
+			kind = "end" // a return on 6.1, a rule on 6.12
+		} else if e.Code == unix.NFT_RETURN {
+			kind = "return" // the same
+		}
+		if got := fmt.Sprintf("%s %d %s %d", e.Chain, number, kind, e.Code); got != w {
+			t.Fatalf("message %d is %s, want %s: %+v", i, got, w, e)
+		}
+	}
+	runs, err := o.Ruleset.Runs(events)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(runs) != 2*n {
+		t.Fatalf("%d runs, want %d", len(runs), 2*n)
+	}
+	lines := []string{
+		"inet:t:early:policy:1 ACCEPT 0",
+		"inet:t:in:rule:1 jump a 0", "inet:t:a:rule:2 continue 1", "inet:t:a:rule:3 jump b 1", "inet:t:b:rule:1 continue 2",
+		"inet:t:b:return:2 RETURN 2", "inet:t:a:rule:4 RETURN 1",
+		"inet:t:in:rule:2 goto g 0", "inet:t:g:rule:1 continue 1", "inet:t:g:return:2 RETURN 1", "inet:t:in:policy:4 DROP 0",
+	}
+	for i := 0; i < len(runs); i += 2 {
+		var got []string
+		for _, l := range append(runs[i].Rules, runs[i+1].Rules...) {
+			got = append(got, fmt.Sprintf("%s %s %d", l.Trace, l.Action, l.Depth))
+		}
+		if !slices.Equal(got, lines) {
+			t.Errorf("packet %d:\n%s\nwant\n%s", i/2, strings.Join(got, "\n"), strings.Join(lines, "\n"))
+		}
+		for _, r := range runs[i : i+2] {
+			want := fmt.Sprintf("ip 172.17.0.3 > 172.17.0.1, %d bytes, protocol 17, ports ", 20+8+64+i/2)
+			if !strings.HasPrefix(r.Packet.Key, want) || !strings.HasSuffix(r.Packet.Key, " > 54321") || r.Hook != "INPUT" || r.PF != "ip" || r.In == 0 || r.Out != 0 {
+				t.Errorf("packet %d: %+v", i/2, r)
+			}
+		}
+	}
+}
+
+// Messages that are lost must not pass for a quiet network.
+func TestOracleNFTOverrun(t *testing.T) {
+	needVM(t)
+	up(t, "lo")
+	rules, err := expand("table ip t { chain out { type filter hook output priority 0;\n@499 counter\n}\n}\n")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := topo.Load(t.Context(), "h", "nft", rules); err != nil {
+		t.Fatal(err)
+	}
+	o, err := oracle.StartNFT(t.Context(), "h")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer o.Close(context.Background())
+	shell(t.Context(), t, t.TempDir(), "run", nil, "on h traffic udp-send -n 499 -size 1 127.0.0.1:9\n")
+	if _, err := o.Events(); err == nil || !strings.Contains(err.Error(), "overrun") {
+		t.Errorf("the buffer has overrun and the oracle says %v", err)
 	}
 }
