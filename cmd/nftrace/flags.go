@@ -17,8 +17,9 @@ import (
 const usage = `Usage: nftrace [flags] [filter] [-- command args…]
 
 Show the path of packets through netfilter: every hook, table, chain and rule that a
-packet met, in the kernel's order, and what became of it. No rule is inserted, nothing
-is logged, nothing on the system changes. Needs root.
+packet met, in the kernel's order, and what became of it: of iptables-legacy,
+iptables-nft and nf_tables. No rule is inserted, nothing is logged, nothing on the
+system changes. Needs root.
 
 Which packets:
   filter                    an expression in pcap-filter syntax, such as
