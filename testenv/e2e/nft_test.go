@@ -423,3 +423,23 @@ func TestParseNFTTruth(t *testing.T) {
 		t.Error("a case of notYet without a section \"not yet\"")
 	}
 }
+
+// What nftrace says of itself counts, too.
+func TestCompareNFTSummary(t *testing.T) {
+	const fine = "nftrace: 3 packets, 99 records, 0 lost, 0 unresolved\n"
+	if err := compareNFT(nil, nil, fine, ""); err != nil {
+		t.Fatal(err)
+	}
+	for name, stderr := range map[string]string{
+		"lost":       strings.Replace(fine, "0 lost", "1 lost (1 records: buffer full)", 1),
+		"unresolved": strings.Replace(fine, "0 unresolved", "2 unresolved", 1),
+		"no summary": "nftrace: something\n",
+	} {
+		if err := compareNFT(nil, nil, stderr, ""); err == nil {
+			t.Errorf("%s: not found", name)
+		}
+	}
+	if err := compareNFT(nil, []byte("{"), fine, ""); err == nil {
+		t.Error("half an object was taken for JSON")
+	}
+}
