@@ -222,9 +222,11 @@ table inet t {
 	if err := o.Close(context.Background()); err != nil {
 		t.Error(err)
 	}
-	if o.Packets() != n {
+	if o.Packets() < n {
 		t.Errorf("%d packets, want %d", o.Packets(), n)
 	}
+	// The kernel sends multicast reports when it likes.
+	events = slices.DeleteFunc(events, func(e oracle.NFTEvent) bool { return e.PF == unix.NFPROTO_IPV6 })
 	// A packet's messages: chain, number of the rule, type, verdict's code.
 	want := []string{
 		"early 0 end -1", "early 0 policy 0",
