@@ -47,6 +47,8 @@ enum rec_flag {
 				* without REC_AFTER it may have changed, too */
 	REC_F_NFTMISSED =
 		0x0080, /* something that nf_tables did may be missing */
+	/* Of REC_SEEN. */
+	REC_F_BETWEEN = 0x0100, /* it is so before the next rule, too */
 	/* Of the REC_HOOK that is the first record of its journey. */
 	REC_F_LATE =
 		0x2000, /* it passed hooks before at which it did not match */

@@ -40,12 +40,13 @@ static __always_inline void nft_fresh(u32 netns, u32 gen)
 
 /* Has the packet recorded as the rule left it, where it has changed since it was last. */
 static __always_inline void nft_packet(struct frame *f, struct journey *j,
-				       struct sk_buff *skb, u64 now, u32 cpu)
+				       struct sk_buff *skb, enum on on,
+				       u32 flags)
 {
 	struct net *net = (void *)f->net;
 	struct scratch *s;
 	struct rec_pkt *r;
-	u32 key = ON_NFT;
+	u32 key = on;
 
 	s = bpf_map_lookup_elem(&scratches, &key);
 	if (!s)
@@ -57,9 +58,20 @@ static __always_inline void nft_packet(struct frame *f, struct journey *j,
 	read_pkt(&r->pkt, skb, net);
 	f->nft_changed = 1;
 	bpf_probe_read_kernel(&f->nft_pkt, sizeof(f->nft_pkt), &r->pkt);
-	rec_begin(&r->hdr, REC_SEEN, j, NULL, now, cpu);
+	rec_begin(&r->hdr, REC_SEEN, j, NULL, bpf_ktime_get_ns(),
+		  bpf_get_smp_processor_id());
+	r->hdr.flags |= flags;
 	r->hdr.netns = f->rec.hdr.netns;
 	rec_send(r, sizeof(*r));
+}
+
+/* The packet has become another one between two chains. */
+static __always_inline void nft_again(struct sk_buff *skb, struct journey *j)
+{
+	struct frame *f = frame_at(j->frame);
+
+	if (f && f->jid == j->id && f->nft)
+		nft_packet(f, j, skb, ON_DEFRAG, REC_F_BETWEEN);
 }
 
 /*
@@ -118,8 +130,7 @@ static __always_inline int nft_did(struct sk_buff *skb,
 
 		r.ctinfo = nfct & 7;
 		r.flags = nfct ? PKT_F_CT : 0;
-		nft_packet(f, j, skb, bpf_ktime_get_ns(),
-			   bpf_get_smp_processor_id());
+		nft_packet(f, j, skb, ON_NFT, 0);
 	}
 	f->nft = 1;
 	rec_begin(&r.hdr, REC_NFT, j, NULL, bpf_ktime_get_ns(),

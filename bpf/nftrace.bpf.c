@@ -238,14 +238,25 @@ int BPF_PROG(skb_morph, struct sk_buff *dst)
 }
 
 /*
- * net/ipv4/ip_fragment.c, net/ipv6/netfilter/nf_conntrack_reasm.c: before any table of
- * the hook sees it, the last fragment has become the whole packet.
+ * net/ipv4/ip_fragment.c, net/ipv6/netfilter/nf_conntrack_reasm.c: the last fragment has become
+ * the whole packet, before most tables of the hook see it.
  */
+static __always_inline void defragmented(struct sk_buff *skb)
+{
+	struct journey *j = journey_of(skb);
+
+	if (!j)
+		return;
+	frame_again(skb, j);
+	if (nft_on)
+		nft_again(skb, j);
+}
+
 SEC("fexit/ip_defrag")
 int BPF_PROG(defrag_ip, struct net *net, struct sk_buff *skb, u32 user, int ret)
 {
 	if (!ret)
-		frame_again(skb, journey_of(skb));
+		defragmented(skb);
 	return 0;
 }
 
@@ -254,7 +265,7 @@ int BPF_PROG(defrag_ip6, struct net *net, struct sk_buff *skb, u32 user,
 	     int ret)
 {
 	if (!ret)
-		frame_again(skb, journey_of(skb));
+		defragmented(skb);
 	return 0;
 }
 

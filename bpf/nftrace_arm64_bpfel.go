@@ -284,6 +284,7 @@ const (
 	NftraceRecFlagREC_F_UNCOUNTED NftraceRecFlag = 32
 	NftraceRecFlagREC_F_UNSEEN    NftraceRecFlag = 64
 	NftraceRecFlagREC_F_NFTMISSED NftraceRecFlag = 128
+	NftraceRecFlagREC_F_BETWEEN   NftraceRecFlag = 256
 	NftraceRecFlagREC_F_LATE      NftraceRecFlag = 8192
 	NftraceRecFlagREC_F_TENTATIVE NftraceRecFlag = 16384
 )

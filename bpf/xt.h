@@ -88,6 +88,7 @@ enum on {
 	ON_SOFTIRQ,
 	ON_SWITCH,
 	ON_NFT,
+	ON_DEFRAG,
 	ON_MAX
 };
 
@@ -1335,10 +1336,10 @@ static __always_inline bool frame_evaluated(struct frame *f)
 /* The packet has become another one before any table saw it. */
 static __always_inline void frame_again(struct sk_buff *skb, struct journey *j)
 {
-	struct frame *f = j ? frame_at(j->frame) : NULL;
+	struct frame *f = frame_at(j->frame);
 
-	if (f && f->jid == j->id && f->rec.ntables && !f->split &&
-	    !frame_evaluated(f))
+	if (f && f->jid == j->id && !f->split && !f->nft &&
+	    (f->rec.ntables ? !frame_evaluated(f) : nft_on))
 		read_pkt(&f->rec.before, skb, (void *)f->net);
 }
 

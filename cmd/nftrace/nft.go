@@ -1,10 +1,8 @@
 package main
 
 import (
-	"cmp"
 	"encoding/binary"
 	"fmt"
-	"slices"
 	"strings"
 	"sync"
 
@@ -271,7 +269,16 @@ func newNFTPath(rules *symbolize.NFTRuleset, s *events.Step) (*nftPath, error) {
 		return nil, fmt.Errorf("%s: %s", handles(n), gone)
 	}
 	p := &nftPath{compat: table.Compat, chain: base.Name, kind: base.Type, priority: int(base.Priority)}
-	depth := 0
+	depth := 0     // as legacy tables count it: jumps and gotos that lead here
+	var back []int // where the jumps return to
+	up := func() int {
+		if len(back) == 0 {
+			return 0
+		}
+		to := back[len(back)-1]
+		back = back[:len(back)-1]
+		return to
+	}
 	for i := range n.Events {
 		e := &n.Events[i]
 		var line events.Rule
@@ -299,9 +306,12 @@ func newNFTPath(rules *symbolize.NFTRuleset, s *events.Step) (*nftPath, error) {
 			}
 			switch e.Code {
 			case events.NFTJump:
+				back = append(back, depth)
+				after++
+			case events.NFTGoto:
 				after++
 			case events.NFTReturn:
-				after--
+				after = up()
 			}
 		case events.NFTEnd:
 			if e.Chain == n.Base {
@@ -312,7 +322,7 @@ func newNFTPath(rules *symbolize.NFTRuleset, s *events.Step) (*nftPath, error) {
 				return nil, fmt.Errorf("%s: %s", handles(n), gone)
 			}
 			line = events.Rule{Chain: chain.Name, Type: events.TypeReturn, Num: len(chain.Rules) + 1, IsEnd: true, Action: "RETURN"}
-			after--
+			after = up()
 		case events.NFTPolicy:
 			line = events.Rule{Chain: base.Name, Type: events.TypePolicy, Num: len(base.Rules) + 1, IsPolicy: true, Action: "DROP"}
 			if e.Code == events.NFAccept {
@@ -322,7 +332,7 @@ func newNFTPath(rules *symbolize.NFTRuleset, s *events.Step) (*nftPath, error) {
 		default:
 			return nil, fmt.Errorf("nf_tables told of something unknown to nftrace (%d)", e.What)
 		}
-		line.Depth = max(depth, 0)
+		line.Depth = depth
 		depth = after
 		p.rules = append(p.rules, line)
 		p.of = append(p.of, i)
@@ -367,37 +377,43 @@ func nftAction(rules *symbolize.NFTRuleset, n *events.NFTRun, e *events.NFTEvent
 	return fmt.Sprintf("verdict %d", e.Code), nil
 }
 
-// priority is where a table stands among those of a hook: enum nf_ip_hook_priorities.
+// priority is where a table stands among those of a hook: enum nf_ip_hook_priorities. NAT's
+// tables, whatever they say, are where NAT is.
 func priority(s *events.Step) int {
-	t := s.Table
-	if t.NFT != nil {
+	early := s.Hook == events.HookPreRouting || s.Hook == events.HookLocalOut
+	switch t := s.Table; {
+	case t.NFT != nil && t.NFT.Type != "nat":
 		return t.NFT.Priority
-	}
-	switch t.Name {
-	case "raw":
-		return -300
-	case "mangle":
-		return -150
-	case "nat":
-		if s.Hook == events.HookPreRouting || s.Hook == events.HookLocalOut {
+	case t.NFT != nil || t.Name == "nat":
+		if early {
 			return -100
 		}
 		return 100
-	case "security":
+	case t.Name == "raw":
+		return -300
+	case t.Name == "mangle":
+		return -150
+	case t.Name == "security":
 		return 50
 	}
 	return 0
 }
 
-// inOrder brings the tables of a part of a hook's call, those of nf_tables first, into the
-// order in which the kernel runs them. The one that ended the call was the last.
-func inOrder(steps []events.Step) {
-	slices.SortStableFunc(steps, func(a, b events.Step) int {
-		if c := cmp.Compare(priority(&a), priority(&b)); c != 0 {
-			return c
+// inOrder brings the tables of a part of a hook's call into the order in which the kernel runs
+// them: those of nf_tables are in theirs, and so are xtables' behind them. The one that ended
+// the call was the last.
+func inOrder(steps []events.Step, nft int) []events.Step {
+	out := make([]events.Step, 0, len(steps))
+	mine, others := steps[:nft], steps[nft:]
+	for len(mine) > 0 && len(others) > 0 {
+		a, b := priority(&mine[0]), priority(&others[0])
+		if a < b || a == b && ended(&mine[0]) <= ended(&others[0]) {
+			out, mine = append(out, mine[0]), mine[1:]
+		} else {
+			out, others = append(out, others[0]), others[1:]
 		}
-		return cmp.Compare(ended(&a), ended(&b))
-	})
+	}
+	return append(append(out, mine...), others...)
 }
 
 // ended is 1 if a table kept the packet from going on.

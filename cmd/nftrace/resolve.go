@@ -116,7 +116,7 @@ func (r *resolver) tablesOf(part *events.Part, steps []events.Step) bool {
 	if n == 0 {
 		return part.Verdict != events.NFAccept
 	}
-	inOrder(steps)
+	copy(steps, inOrder(steps, n))
 	return true
 }
 

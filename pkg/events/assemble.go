@@ -307,7 +307,7 @@ func (a *Assembler) record(h *bpf.NftraceRecHdr, raw []byte) error {
 		if err != nil {
 			return err
 		}
-		d.addShot(&r.Pkt)
+		d.addShot(&r.Pkt, h.Flags&uint32(bpf.NftraceRecFlagREC_F_BETWEEN) != 0)
 	case bpf.NftraceRecTypeREC_BRIDGE:
 		return a.passed(d, StepBridge, h, raw)
 	case bpf.NftraceRecTypeREC_XMIT:

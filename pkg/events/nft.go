@@ -48,11 +48,17 @@ func (d *draft) addNFT(raw []byte) error {
 	return nil
 }
 
-func (d *draft) addShot(p *bpf.NftracePkt) {
+// addShot takes the packet as it is behind the next rule; between is whether it is so before
+// it, too.
+func (d *draft) addShot(p *bpf.NftracePkt, between bool) {
 	s := d.shots.take()
 	s.raw = *p
 	readPacket(&s.packet, &s.raw)
-	d.nft.next = &s.packet
+	if between {
+		d.nft.packet = &s.packet
+	} else {
+		d.nft.next = &s.packet
+	}
 }
 
 // nftEnds tells whether a run of a base chain is over with what nf_tables told.
@@ -63,7 +69,9 @@ func nftEnds(r *bpf.NftraceRecNft) bool {
 
 const (
 	nftMissed     = "something that nf_tables did with the packet was not seen: the kernel skipped the probe"
-	nftIncomplete = "nf_tables did not tell of the chain's end"
+	// nft_fwd_netdev.c, nft_synproxy.c and others free it, and nf_tables tells afterwards.
+	nftGone = "the packet was gone before nf_tables told which rule took it"
+	nftGap  = "records of what nf_tables did were lost"
 )
 
 // nftRuns adds the runs of base chains that the newest part of a hook's call had.
@@ -121,8 +129,11 @@ func (a *Assembler) nftRun(d *draft, part *Part, recs []nftRecord, alone bool) {
 	switch {
 	case c.pattern.flags&uint32(bpf.NftraceRecFlagREC_F_NFTMISSED) != 0:
 		t.Unresolved = nftMissed
-	case d.nft.gap || !nftEnds(last):
-		t.Unresolved = nftIncomplete
+	case d.nft.gap:
+		t.Unresolved = nftGap
+	case !nftEnds(last):
+		t.Unresolved = nftGone
+		s.Verdict = NFStolen
 	}
 	t.nft.Behind = recs[len(recs)-1].changed
 	if nftEnds(last) {

@@ -101,7 +101,11 @@ var compatTables = func() map[uint8]map[string][]NFTChain {
 	ip := map[string][]NFTChain{
 		"filter":   {chain("INPUT", 1, "filter", 0), chain("FORWARD", 2, "filter", 0), chain("OUTPUT", 3, "filter", 0)},
 		"raw":      {chain("PREROUTING", 0, "filter", -300), chain("OUTPUT", 3, "filter", -300)},
-		"security": {chain("INPUT", 1, "filter", 50), chain("FORWARD", 2, "filter", 50), chain("OUTPUT", 3, "filter", 50)},
+		// 150 in the programs, whose comment says NF_IP_PRI_SECURITY, which is 50.
+		"security": {
+			chain("INPUT", 1, "filter", 150), chain("FORWARD", 2, "filter", 150), chain("OUTPUT", 3, "filter", 150),
+			chain("INPUT", 1, "filter", 50), chain("FORWARD", 2, "filter", 50), chain("OUTPUT", 3, "filter", 50),
+		},
 		"mangle": {
 			chain("PREROUTING", 0, "filter", -150), chain("INPUT", 1, "filter", -150), chain("FORWARD", 2, "filter", -150),
 			chain("OUTPUT", 3, "route", -150), chain("POSTROUTING", 4, "filter", -150),

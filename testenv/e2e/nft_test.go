@@ -40,7 +40,7 @@ type nftTruth struct {
 
 // notYet are the cases that nftrace need not get right yet. Each says so, and why, in a
 // section of its own, which is of no use elsewhere. The oracle and the rules must be right.
-var notYet = []string{"arp", "bridge", "ingress-inet", "netdev-egress", "netdev-ingress"}
+var notYet = []string{"bridge"}
 
 // notCompat has the rulesets of testdata/truth that are not for iptables-nft, and why.
 var notCompat = map[string]string{

@@ -38,6 +38,7 @@ type nftObject struct {
 			Compat     bool   `json:"compat"`
 			Unresolved string `json:"unresolved"`
 			Before     nftJSONPacket
+			After      *nftJSONPacket
 			Rules      []struct {
 				Trace    string `json:"trace"`
 				Chain    string `json:"chain"`
@@ -48,6 +49,7 @@ type nftObject struct {
 				IsEnd    bool   `json:"is_end"`
 				Action   string `json:"action"`
 				Depth    int    `json:"depth"`
+				Packet   *nftJSONPacket
 			}
 		}
 	}
@@ -116,6 +118,14 @@ func ParseNFT(r io.Reader, ns string) ([]NFTJourney, error) {
 				Family: t.Family, Table: t.Name, Chain: t.BaseChain, Compat: t.Compat,
 				PF: s.Family, Hook: s.Hook, In: s.In.Index, Out: s.Out.Index,
 				Verdict: s.Verdict, Packet: t.Before.packet(), Unresolved: t.Unresolved,
+			}
+			// The kernel tells of the packet with its first event, which is behind the first
+			// rule; of nftrace's, packet is null where the rule met the one before.
+			switch n := len(t.Rules); {
+			case n > 1 && t.Rules[1].Packet != nil:
+				run.Packet = t.Rules[1].Packet.packet()
+			case n == 1 && t.After != nil:
+				run.Packet = t.After.packet()
 			}
 			for _, r := range t.Rules {
 				run.Rules = append(run.Rules, NFTRule{

@@ -44,6 +44,15 @@ type NFTPacket struct {
 	Identity string
 }
 
+// nftHookFamily is the family of the hook itself: ingress is a device's. For chains of inet there
+// the kernel tells of the packet's.
+func nftHookFamily(pf uint8, hook string) string {
+	if hook == "INGRESS" {
+		return "netdev"
+	}
+	return nftFamily(pf)
+}
+
 // Runs puts events together to runs, in the order of their first events.
 func (rs *NFTRuleset) Runs(events []NFTEvent) ([]NFTRun, error) {
 	var runs []*nftRunning
@@ -63,7 +72,7 @@ func (rs *NFTRuleset) Runs(events []NFTEvent) ([]NFTRun, error) {
 			}
 			r = &nftRunning{run: NFTRun{
 				Family: e.Family, Table: e.Table, Chain: e.Chain, Compat: rs.Compat[e.Family+" "+e.Table],
-				PF: nftFamily(e.PF), Hook: c.hook, In: int(e.In), Out: int(e.Out),
+				PF: nftHookFamily(e.PF, c.hook), Hook: c.hook, In: int(e.In), Out: int(e.Out),
 				Packet: nftPacket(e.Network, e.Transport),
 			}}
 			open[e.ID] = r
@@ -256,7 +265,10 @@ func nftPacket(network, transport []byte) NFTPacket {
 	case h.family == "ip6" && h.proto == unix.IPPROTO_HOPOPTS:
 		return NFTPacket{Key: nftReport} // nothing else has such options here
 	}
-	id = fmt.Sprintf("%s, %d bytes, protocol %d", id, h.length, h.proto)
+	id = fmt.Sprintf("%s, protocol %d", id, h.proto)
+	if h.proto != unix.IPPROTO_TCP { // TCPMSS adds an option
+		id = fmt.Sprintf("%s, %d bytes", id, h.length)
+	}
 	t := transport
 	switch {
 	case h.proto == unix.IPPROTO_TCP && len(t) >= 14:
