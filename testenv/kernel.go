@@ -10,20 +10,47 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"sort"
 	"strings"
 )
 
-// kernelPackages is the table of kernels: the name they are asked for by, and
-// the pattern of the Debian packages that hold them. The newest package that
-// the machine's package index knows is taken. The signed and the unsigned
-// package hold the same kernel; an index may know only one of them.
-var kernelPackages = []struct {
+// kernelSource says where a kernel comes from: the name it is asked for by, and
+// the pattern of the Debian packages that hold it. The newest package that the
+// package index knows is taken. The signed and the unsigned package hold the
+// same kernel; an index may know only one of them.
+type kernelSource struct {
 	name    string
 	pattern *regexp.Regexp
-}{
-	{"6.12", regexp.MustCompile(`^linux-image-6\.12\.[0-9]+\+deb[0-9]+-cloud-amd64(-unsigned)?$`)},
-	{"6.1", regexp.MustCompile(`^linux-image-6\.1\.0-[0-9]+-cloud-amd64(-unsigned)?$`)},
+	// suites have the packages; none: those of the machine's own apt sources.
+	suites []suite
+}
+
+// kernelPackages is the table of kernels.
+var kernelPackages = []kernelSource{
+	{name: "6.12", pattern: regexp.MustCompile(`^linux-image-6\.12\.[0-9]+\+deb[0-9]+-cloud-amd64(-unsigned)?$`)},
+	{name: "6.1", pattern: regexp.MustCompile(`^linux-image-6\.1\.0-[0-9]+-cloud-amd64(-unsigned)?$`)},
+	{name: "6.18", pattern: regexp.MustCompile(`^linux-image-6\.18\.[0-9]+\+deb[0-9]+-cloud-amd64(-unsigned)?$`),
+		suites: []suite{{name: "trixie-backports"}}},
+	// The newest that was released; experimental has candidates for the next one.
+	{name: "7.x", pattern: regexp.MustCompile(`^` + binaryPrefix + `(unsigned-)?7\.[0-9]+\.[0-9]+\+deb[0-9]+-cloud-amd64$`),
+		suites: []suite{{name: "trixie-backports"}, {name: "sid"}}},
+	{name: "5.10", pattern: regexp.MustCompile(`^linux-image-5\.10\.0-[0-9]+-cloud-amd64(-unsigned)?$`),
+		suites: []suite{{name: "bullseye"}, {name: "bullseye-security", security: true, ended: true}}},
+}
+
+// binaryPrefix is how the packages are named that hold a kernel and nothing else.
+const binaryPrefix = "linux-binary-"
+
+// otherParts are the packages with the rest of the kernel in pkg: its modules, and the lists
+// that come with them.
+func otherParts(pkg string) []string {
+	release, ok := strings.CutPrefix(pkg, binaryPrefix)
+	if !ok {
+		return nil
+	}
+	release = strings.TrimPrefix(release, "unsigned-")
+	return []string{"linux-modules-" + release, "linux-base-" + release}
 }
 
 // KernelNames returns the names that Kernel knows.
@@ -45,7 +72,14 @@ type Kernel struct {
 }
 
 // Image is the path of the kernel image on the host.
-func (k *Kernel) Image() string { return filepath.Join(k.Dir, "boot", "vmlinuz-"+k.Release) }
+func (k *Kernel) Image() string {
+	// Packages without modules ship it as a file of the module directory.
+	p := filepath.Join(k.Modules(), "vmlinuz")
+	if _, err := os.Stat(p); err == nil {
+		return p
+	}
+	return filepath.Join(k.Dir, "boot", "vmlinuz-"+k.Release)
+}
 
 // Modules is the path of the kernel's module directory on the host.
 func (k *Kernel) Modules() string {
@@ -77,15 +111,11 @@ func CacheDir() (string, error) {
 // reached, a kernel cached before is used and log is told so; if there is none, root
 // has the machine's package index brought up to date first.
 func FindKernel(ctx context.Context, name string, log io.Writer) (*Kernel, error) {
-	var pattern *regexp.Regexp
-	for _, k := range kernelPackages {
-		if k.name == name {
-			pattern = k.pattern
-		}
-	}
-	if pattern == nil {
+	i := slices.IndexFunc(kernelPackages, func(k kernelSource) bool { return k.name == name })
+	if i < 0 {
 		return nil, fmt.Errorf("no kernel %q: there are %s", name, strings.Join(KernelNames(), ", "))
 	}
+	src := &kernelPackages[i]
 	cache, err := CacheDir()
 	if err != nil {
 		return nil, err
@@ -95,21 +125,21 @@ func FindKernel(ctx context.Context, name string, log io.Writer) (*Kernel, error
 		return nil, err
 	}
 
-	k, err := newestKernel(ctx, name, pattern, cache, log)
+	k, err := newestKernel(ctx, src, cache, log)
 	if err == nil {
 		return k, nil
 	}
-	if k := newestCached(ctx, name, pattern, cache); k != nil && ctx.Err() == nil {
+	if k := newestCached(ctx, name, src.pattern, cache); k != nil && ctx.Err() == nil {
 		fmt.Fprintf(log, "vm: using the cached %s %s: %v\n", k.Package, k.Version, err)
 		return k, nil
 	}
 	// A new machine's index may be old, incomplete or empty.
-	if os.Geteuid() == 0 && ctx.Err() == nil {
+	if src.suites == nil && os.Geteuid() == 0 && ctx.Err() == nil {
 		fmt.Fprintf(log, "vm: running apt-get update: %v\n", err)
 		if _, err := output(ctx, "", "apt-get", "-q", "update"); err != nil {
 			return nil, err
 		}
-		k, err = newestKernel(ctx, name, pattern, cache, log)
+		k, err = newestKernel(ctx, src, cache, log)
 	}
 	if ctx.Err() != nil {
 		return nil, ctx.Err()
@@ -118,42 +148,54 @@ func FindKernel(ctx context.Context, name string, log io.Writer) (*Kernel, error
 }
 
 // newestKernel returns the kernel in the newest package that the index has.
-func newestKernel(ctx context.Context, name string, pattern *regexp.Regexp, cache string, log io.Writer) (*Kernel, error) {
-	pkg, version, err := newestPackage(ctx, pattern)
+func newestKernel(ctx context.Context, src *kernelSource, cache string, log io.Writer) (*Kernel, error) {
+	var a apt
+	if src.suites != nil {
+		var err error
+		if a, err = suitesApt(ctx, filepath.Join(filepath.Dir(cache), "apt", src.name), src.suites, log); err != nil {
+			return nil, err
+		}
+	}
+	pkg, version, err := newestPackage(ctx, a, src.pattern)
 	if err != nil {
 		return nil, err
 	}
 	dir := filepath.Join(cache, pkg+"_"+version)
 	if _, err := os.Stat(dir); err != nil {
 		fmt.Fprintf(log, "vm: fetching %s %s\n", pkg, version)
-		if err := fetchPackage(ctx, pkg, version, dir); err != nil {
+		if err := fetchPackage(ctx, a, pkg, version, dir); err != nil {
 			return nil, err
 		}
 	}
-	return openKernel(name, pkg, version, dir)
+	return openKernel(src.name, pkg, version, dir)
 }
 
 func openKernel(name, pkg, version, dir string) (*Kernel, error) {
-	images, err := filepath.Glob(filepath.Join(dir, "boot", "vmlinuz-*"))
-	if err != nil {
+	boot, err1 := filepath.Glob(filepath.Join(dir, "boot", "vmlinuz-*"))
+	modules, err2 := filepath.Glob(filepath.Join(dir, "usr/lib/modules/*/vmlinuz"))
+	if err := errors.Join(err1, err2); err != nil {
 		return nil, err
 	}
-	if len(images) != 1 {
-		return nil, fmt.Errorf("%s: %d kernel images where one was expected; remove the directory and try again", dir, len(images))
+	var releases []string
+	for _, p := range boot {
+		releases = append(releases, strings.TrimPrefix(filepath.Base(p), "vmlinuz-"))
 	}
-	return &Kernel{
-		Name: name, Package: pkg, Version: version, Dir: dir,
-		Release: strings.TrimPrefix(filepath.Base(images[0]), "vmlinuz-"),
-	}, nil
+	for _, p := range modules {
+		releases = append(releases, filepath.Base(filepath.Dir(p)))
+	}
+	if len(releases) != 1 {
+		return nil, fmt.Errorf("%s: %d kernel images where one was expected; remove the directory and try again", dir, len(releases))
+	}
+	return &Kernel{Name: name, Package: pkg, Version: version, Release: releases[0], Dir: dir}, nil
 }
 
-// newestPackage asks the machine's package index.
-func newestPackage(ctx context.Context, pattern *regexp.Regexp) (pkg, version string, err error) {
+// newestPackage asks a package index.
+func newestPackage(ctx context.Context, a apt, pattern *regexp.Regexp) (pkg, version string, err error) {
 	prefix, _ := pattern.LiteralPrefix()
 	if prefix == "" {
 		prefix = "linux-image-"
 	}
-	out, err := output(ctx, "", "apt-cache", "pkgnames", prefix)
+	out, err := a.run(ctx, "", "apt-cache", "pkgnames", prefix)
 	if err != nil {
 		return "", "", err
 	}
@@ -164,10 +206,10 @@ func newestPackage(ctx context.Context, pattern *regexp.Regexp) (pkg, version st
 		}
 	}
 	if len(names) == 0 {
-		return "", "", fmt.Errorf("no package matches %s: run apt-get update, or add the suite that has it to apt's sources", pattern)
+		return "", "", fmt.Errorf("no package matches %s: %s", pattern, a.cure())
 	}
 	sort.Strings(names)
-	out, err = output(ctx, "", "apt-cache", append([]string{"show", "--no-all-versions"}, names...)...)
+	out, err = a.run(ctx, "", "apt-cache", append([]string{"show", "--no-all-versions"}, names...)...)
 	if err != nil {
 		return "", "", err
 	}
@@ -183,7 +225,7 @@ func newestPackage(ctx context.Context, pattern *regexp.Regexp) (pkg, version st
 		}
 	}
 	if pkg == "" {
-		return "", "", fmt.Errorf("no package that matches %s can be downloaded: run apt-get update", pattern)
+		return "", "", fmt.Errorf("no package that matches %s can be downloaded: %s", pattern, a.cure())
 	}
 	return pkg, version, nil
 }
@@ -202,32 +244,33 @@ func newer(ctx context.Context, a, b string) bool {
 	return exec.CommandContext(ctx, "dpkg", "--compare-versions", a, "gt", b).Run() == nil
 }
 
-// fetchPackage downloads a package and unpacks it as dir. The directory appears
-// complete or not at all.
-func fetchPackage(ctx context.Context, pkg, version, dir string) error {
+// fetchPackage downloads a package, with those that have the rest of its kernel, and unpacks
+// them together as dir. The directory appears complete or not at all.
+func fetchPackage(ctx context.Context, a apt, pkg, version, dir string) error {
 	tmp, err := os.MkdirTemp(filepath.Dir(dir), ".fetch-")
 	if err != nil {
 		return err
 	}
 	defer os.RemoveAll(tmp)
-	args := []string{"-q", "download", pkg + "=" + version}
-	if os.Geteuid() == 0 {
-		// apt's own user need not be able to write to root's cache.
-		args = append([]string{"-o", "APT::Sandbox::User=root"}, args...)
+	packages := []string{pkg + "=" + version}
+	for _, p := range otherParts(pkg) {
+		packages = append(packages, p+"="+version)
 	}
-	if _, err := output(ctx, tmp, "apt-get", args...); err != nil {
-		return fmt.Errorf("%w; if the package index is old, run apt-get update", err)
+	if _, err := a.run(ctx, tmp, "apt-get", append([]string{"-q", "download"}, packages...)...); err != nil {
+		return fmt.Errorf("%w; if the package index is old, %s", err, a.cure())
 	}
 	debs, err := filepath.Glob(filepath.Join(tmp, "*.deb"))
 	if err != nil {
 		return err
 	}
-	if len(debs) != 1 {
-		return fmt.Errorf("apt-get download %s left %d files where one was expected", pkg, len(debs))
+	if len(debs) != len(packages) {
+		return fmt.Errorf("apt-get download %s left %d files where %d were expected", strings.Join(packages, " "), len(debs), len(packages))
 	}
 	tree := filepath.Join(tmp, "tree")
-	if _, err := output(ctx, tmp, "dpkg", "-x", debs[0], tree); err != nil {
-		return err
+	for _, deb := range debs {
+		if _, err := output(ctx, tmp, "dpkg", "-x", deb, tree); err != nil {
+			return err
+		}
 	}
 	if err := os.Chmod(tree, 0o755); err != nil {
 		return err

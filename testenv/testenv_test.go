@@ -69,10 +69,17 @@ func TestKernelPatterns(t *testing.T) {
 		"linux-image-6.12.117+deb12-cloud-amd64-dbg", "linux-image-6.12-cloud-amd64", "linux-image-6.12.117+deb12-amd64",
 		"linux-image-6.1.0-56-cloud-amd64", "linux-image-6.1.0-9-cloud-amd64-dbg", "linux-image-cloud-amd64",
 		"linux-image-6.12.117+deb12-rt-amd64",
+		"linux-image-6.18.15+deb13-cloud-amd64", "linux-image-6.18.15+deb13-amd64", "linux-image-6.19.8+deb13-cloud-amd64",
+		"linux-image-7.3.4+deb13-cloud-amd64", "linux-binary-7.3.4+deb13-cloud-amd64", "linux-binary-unsigned-7.2.13+deb14-cloud-amd64",
+		"linux-binary-7.3-cloud-amd64", "linux-binary-6.19.8+deb13-cloud-amd64", "linux-modules-7.3.4+deb13-cloud-amd64",
+		"linux-image-5.10.0-46-cloud-amd64", "linux-image-5.10.0-46-cloud-amd64-unsigned", "linux-image-5.10.0-46-amd64",
 	}
 	want := map[string][]string{
 		"6.12": {"linux-image-6.12.117+deb12-cloud-amd64", "linux-image-6.12.115+deb12-cloud-amd64-unsigned"},
 		"6.1":  {"linux-image-6.1.0-56-cloud-amd64"},
+		"6.18": {"linux-image-6.18.15+deb13-cloud-amd64"},
+		"7.x":  {"linux-binary-7.3.4+deb13-cloud-amd64", "linux-binary-unsigned-7.2.13+deb14-cloud-amd64"},
+		"5.10": {"linux-image-5.10.0-46-cloud-amd64", "linux-image-5.10.0-46-cloud-amd64-unsigned"},
 	}
 	for _, k := range kernelPackages {
 		var got []string
@@ -84,6 +91,72 @@ func TestKernelPatterns(t *testing.T) {
 		if !slices.Equal(got, want[k.name]) {
 			t.Errorf("%s: %v", k.name, got)
 		}
+	}
+}
+
+func TestOtherParts(t *testing.T) {
+	want := []string{"linux-modules-7.3.4+deb13-cloud-amd64", "linux-base-7.3.4+deb13-cloud-amd64"}
+	for _, p := range []string{"linux-binary-7.3.4+deb13-cloud-amd64", "linux-binary-unsigned-7.3.4+deb13-cloud-amd64"} {
+		if got := otherParts(p); !slices.Equal(got, want) {
+			t.Errorf("%s: got %q, want %q", p, got, want)
+		}
+	}
+	if got := otherParts("linux-image-6.18.15+deb13-cloud-amd64"); got != nil {
+		t.Errorf("a package with modules: got %q", got)
+	}
+}
+
+// Both ways in which packages hold a kernel.
+func TestOpenKernel(t *testing.T) {
+	for _, image := range []string{"boot/vmlinuz-6.18.15+deb13-cloud-amd64", "usr/lib/modules/6.18.15+deb13-cloud-amd64/vmlinuz"} {
+		dir := t.TempDir()
+		for _, f := range []string{image, "usr/lib/modules/6.18.15+deb13-cloud-amd64/modules.order"} {
+			if err := os.MkdirAll(filepath.Join(dir, filepath.Dir(f)), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(filepath.Join(dir, f), nil, 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		k, err := openKernel("6.18", "p", "1", dir)
+		if err != nil {
+			t.Errorf("%s: %v", image, err)
+			continue
+		}
+		if k.Release != "6.18.15+deb13-cloud-amd64" || k.Image() != filepath.Join(dir, image) {
+			t.Errorf("%s: release %q, image %s", image, k.Release, k.Image())
+		}
+	}
+	if k, err := openKernel("6.18", "p", "1", t.TempDir()); err == nil {
+		t.Errorf("an empty directory: %+v", k)
+	}
+}
+
+func TestSuiteSources(t *testing.T) {
+	suites := []suite{{name: "new"}, {name: "old-security", security: true, ended: true}}
+	for _, c := range []struct{ name, targets, want string }{
+		{"fetched",
+			"http://other.test/debian/|Other|Other\ncdrom:[x]/||\nhttp://a.test/debian/|Debian|Debian\nhttp://b.test/sec/|Debian|Debian-Security\n",
+			"deb [arch=amd64 target=Packages lang=none signed-by=/k] http://a.test/debian/ new main\n" +
+				"deb [arch=amd64 target=Packages lang=none signed-by=/k check-valid-until=no] http://b.test/sec/ old-security main\n"},
+		{"not fetched yet",
+			"http://other.test/repo/||\nhttp://a.test/debian/||\nhttp://a.test/debian-security/||\n",
+			"deb [arch=amd64 target=Packages lang=none signed-by=/k] http://a.test/debian/ new main\n" +
+				"deb [arch=amd64 target=Packages lang=none signed-by=/k check-valid-until=no] http://a.test/debian-security/ old-security main\n"},
+		{"no security archive",
+			"http://a.test/debian/|Debian|Debian\n",
+			"deb [arch=amd64 target=Packages lang=none signed-by=/k] http://a.test/debian/ new main\n"},
+	} {
+		if got, err := suiteSources(suites, c.targets, "/k"); err != nil || got != c.want {
+			t.Errorf("%s: %v, got\n%s", c.name, err, got)
+		}
+	}
+	got, err := suiteSources(suites[:1], "http://a.test/debian/|Debian|Debian\n", "")
+	if want := "deb [arch=amd64 target=Packages lang=none] http://a.test/debian/ new main\n"; err != nil || got != want {
+		t.Errorf("no keyring: %v, got\n%s", err, got)
+	}
+	if got, err := suiteSources(suites, "http://other.test/debian/|Other|Other\n", ""); err == nil || !strings.Contains(err.Error(), "add a suite of Debian's") {
+		t.Errorf("no archive: %v, got\n%s", err, got)
 	}
 }
 
