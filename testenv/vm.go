@@ -271,7 +271,9 @@ func (v *VM) qemuArgs() []string {
 	}
 	cmdline := "console=ttyS0 quiet loglevel=3 panic=-1 oops=panic mitigations=off log_buf_len=16M printk.devkmsg=on rdinit=/init" +
 		// Self-tests of ciphers that no test uses: 1.5 s of a boot under emulation.
-		" cryptomgr.notests initcall_blacklist=crypto_kdf108_init,init_encrypted,jent_mod_init"
+		" cryptomgr.notests initcall_blacklist=crypto_kdf108_init,init_encrypted,jent_mod_init" +
+		// On a busy host the emulated timer may not tick in the time that the kernel gives it.
+		" no_timer_check"
 	if v.Append != "" {
 		cmdline += " " + v.Append
 	}
