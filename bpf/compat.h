@@ -19,6 +19,19 @@ static __always_inline u16 vlan_of(struct sk_buff *skb)
 	return 0;
 }
 
+/*
+ * 2d5c91e1cc14 ("bpf: rdonly_untrusted_mem for btf id walk pointer leafs", 6.17): to the
+ * verifier a field that points to bytes is a pointer then, with which neither arithmetic nor
+ * calls are allowed that take a number; before, it was a number. Negated, it is one again.
+ */
+static __always_inline u64 number(const void *p)
+{
+	u64 n = (u64)p;
+
+	asm volatile("%0 = -%0" : "+r"(n));
+	return -n;
+}
+
 /* fc7566ad0a82 ("bpf: Introduce bpf_preempt_[disable,enable] kfuncs"), 6.10 */
 extern void bpf_preempt_disable(void) __ksym __weak;
 extern void bpf_preempt_enable(void) __ksym __weak;

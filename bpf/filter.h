@@ -206,14 +206,14 @@ static __always_inline bool has_ports(u8 proto)
 static __always_inline u64 flow_of_packet(struct sk_buff *skb, u32 netns, u8 pf)
 {
 	u32 nh = skb->network_header;
-	unsigned char *at = skb->head + nh;
+	u64 at = number(skb->head) + nh;
 	struct words w;
 	u8 proto;
 	u64 h;
 
 	/* IPv4 without options, or IPv6, and the ports. */
 	if (skb->tail < nh + (pf == NFPROTO_IPV4 ? 24 : 44) || vlan_of(skb) ||
-	    !read_words(&w, at))
+	    !read_words(&w, (void *)at))
 		return 0;
 	if (pf == NFPROTO_IPV4) {
 		/* Version and IHL; more fragments, or an offset. */
@@ -228,7 +228,7 @@ static __always_inline u64 flow_of_packet(struct sk_buff *skb, u32 netns, u8 pf)
 	if (pf != NFPROTO_IPV6 || proto == IPPROTO_FRAG)
 		return 0;
 	h = flow_mix(flow_mix(flow_begin(netns, proto), w.b), w.c);
-	if (!read_words(&w, at + 24))
+	if (!read_words(&w, (void *)(at + 24)))
 		return 0;
 	return flow_end(flow_mix(flow_mix(h, w.a), w.b),
 			has_ports(proto) ? w.c : 0);
@@ -448,15 +448,16 @@ static __noinline int match_dev(struct sk_buff *skb, struct net_device *dev)
 
 static __always_inline bool is_fragment(struct sk_buff *skb)
 {
-	unsigned char *l3 = skb->head + skb->network_header;
+	u64 l3 = number(skb->head) + skb->network_header;
 	u16 frag_off = 0;
 	u8 nexthdr = 0;
 
 	if (skb->protocol == bpf_htons(ETH_P_IPV6)) {
-		bpf_probe_read_kernel(&nexthdr, sizeof(nexthdr), l3 + 6);
+		bpf_probe_read_kernel(&nexthdr, sizeof(nexthdr),
+				      (void *)(l3 + 6));
 		return nexthdr == IPPROTO_FRAG;
 	}
-	bpf_probe_read_kernel(&frag_off, sizeof(frag_off), l3 + 6);
+	bpf_probe_read_kernel(&frag_off, sizeof(frag_off), (void *)(l3 + 6));
 	return frag_off & bpf_htons(0x3fff); /* more fragments, or an offset */
 }
 

@@ -52,7 +52,7 @@ static __always_inline void nft_packet(struct frame *f, struct journey *j,
 	if (!s)
 		return;
 	r = &s->after;
-	read_data(&r->pkt, skb, skb->head, skb->network_header);
+	read_data(&r->pkt, skb, number(skb->head), skb->network_header);
 	if (same_data(&r->pkt, f->nft_changed ? &f->nft_pkt : &f->rec.before))
 		return;
 	read_pkt(&r->pkt, skb, net);

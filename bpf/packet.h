@@ -141,10 +141,10 @@ __verified_once int copy_mac(struct pkt *p, u64 at)
 
 /* What targets may change of a packet. */
 static __always_inline void read_data(struct pkt *p, struct sk_buff *skb,
-				      unsigned char *head, u32 nh)
+				      u64 head, u32 nh)
 {
 	u64 nfct = skb->_nfct;
-	u32 off = skb->data - head;
+	u32 off = number(skb->data) - head;
 	u32 lin = skb->len - skb->data_len + off;
 
 	/* From the network header on, wherever skb->data is. */
@@ -157,7 +157,7 @@ static __always_inline void read_data(struct pkt *p, struct sk_buff *skb,
 	if (lin > PKT_DATA)
 		lin = PKT_DATA;
 	p->cap = lin;
-	copy_data(p, (u64)head + nh);
+	copy_data(p, head + nh);
 }
 
 static __noinline int read_pkt(struct pkt *p, struct sk_buff *skb,
@@ -165,7 +165,7 @@ static __noinline int read_pkt(struct pkt *p, struct sk_buff *skb,
 {
 	u32 nh = skb->network_header, mh = skb->mac_header, mac_len;
 	struct net_device *dev = skb->dev;
-	unsigned char *head = skb->head;
+	u64 head = number(skb->head);
 
 	read_data(p, skb, head, nh);
 	p->ethertype = bpf_ntohs(skb->protocol);
@@ -179,7 +179,7 @@ static __noinline int read_pkt(struct pkt *p, struct sk_buff *skb,
 		/* dump_mac_header prints hard_header_len bytes */
 		if (mh != 0xffff && mh != nh && mac_len && mac_len <= PKT_MAC) {
 			p->mac_len = mac_len;
-			copy_mac(p, (u64)head + mh);
+			copy_mac(p, head + mh);
 		}
 	}
 	return 0;

@@ -137,9 +137,10 @@ __verified_once int parse_headers(struct pkt_tuple *t, u64 l3, u32 lin)
 static __always_inline void parse_tuple(struct pkt_tuple *t,
 					struct sk_buff *skb)
 {
-	unsigned char *head = skb->head;
+	u64 head = number(skb->head);
 	u32 nh = skb->network_header, mh = skb->mac_header;
-	u32 off = skb->data - head, lin = skb->len - skb->data_len + off;
+	u32 off = number(skb->data) - head;
+	u32 lin = skb->len - skb->data_len + off;
 	u16 tag = vlan_of(skb);
 
 	t->ethertype = bpf_ntohs(skb->protocol);
@@ -154,13 +155,14 @@ static __always_inline void parse_tuple(struct pkt_tuple *t,
 			u8 dst[6], src[6];
 		} eth;
 
-		if (!bpf_probe_read_kernel(&eth, sizeof(eth), head + mh)) {
+		if (!bpf_probe_read_kernel(&eth, sizeof(eth),
+					   (void *)(head + mh))) {
 			__builtin_memcpy(t->dmac, eth.dst, 6);
 			__builtin_memcpy(t->smac, eth.src, 6);
 			t->flags |= TUPLE_MAC;
 		}
 	}
-	parse_headers(t, (u64)head + nh, lin > nh ? lin - nh : 0);
+	parse_headers(t, head + nh, lin > nh ? lin - nh : 0);
 }
 
 #endif

@@ -870,7 +870,7 @@ static __noinline int frame_send(struct where *w, struct frame *f,
 	if (!s)
 		return 0;
 	after = &s->after;
-	read_data(&after->pkt, skb, skb->head, skb->network_header);
+	read_data(&after->pkt, skb, number(skb->head), skb->network_header);
 	if (same_data(&after->pkt, f->nft_changed ? &f->nft_pkt : &rec->before))
 		return 0;
 	rec_begin(&after->hdr, REC_AFTER, j, NULL, w->now, w->cpu);

@@ -68,7 +68,7 @@ func nftEnds(r *bpf.NftraceRecNft) bool {
 }
 
 const (
-	nftMissed     = "something that nf_tables did with the packet was not seen: the kernel skipped the probe"
+	nftMissed = "something that nf_tables did with the packet was not seen: the kernel skipped the probe"
 	// nft_fwd_netdev.c, nft_synproxy.c and others free it, and nf_tables tells afterwards.
 	nftGone = "the packet was gone before nf_tables told which rule took it"
 	nftGap  = "records of what nf_tables did were lost"

@@ -99,8 +99,8 @@ var compatTables = func() map[uint8]map[string][]NFTChain {
 		return NFTChain{Name: name, Hook: hook, Type: typ, Priority: priority}
 	}
 	ip := map[string][]NFTChain{
-		"filter":   {chain("INPUT", 1, "filter", 0), chain("FORWARD", 2, "filter", 0), chain("OUTPUT", 3, "filter", 0)},
-		"raw":      {chain("PREROUTING", 0, "filter", -300), chain("OUTPUT", 3, "filter", -300)},
+		"filter": {chain("INPUT", 1, "filter", 0), chain("FORWARD", 2, "filter", 0), chain("OUTPUT", 3, "filter", 0)},
+		"raw":    {chain("PREROUTING", 0, "filter", -300), chain("OUTPUT", 3, "filter", -300)},
 		// 150 in the programs, whose comment says NF_IP_PRI_SECURITY, which is 50.
 		"security": {
 			chain("INPUT", 1, "filter", 150), chain("FORWARD", 2, "filter", 150), chain("OUTPUT", 3, "filter", 150),
