@@ -451,6 +451,20 @@ func sameOwners(kernel []string, out []byte) ([]byte, int) {
 	return []byte(b.String()), n
 }
 
+var strayMAC = regexp.MustCompile(`(:POSTROUTING:\S+ IN=eth0 OUT=eth0 MAC=)[0-9a-f:]+ `)
+
+// withoutStrayMAC drops what 6.18.15's dump_mac_header prints of a packet that has no header of
+// the link layer yet, copies that TEE made: what lies 65,535 bytes behind the start of its
+// memory. 6.12.117 and 7.3 print nothing. No other packet of these tests leaves through
+// eth0 and says that it came in there.
+func withoutStrayMAC(kernel []string) []string {
+	out := make([]string, len(kernel))
+	for i, line := range kernel {
+		out[i] = strayMAC.ReplaceAllString(line, "$1 ")
+	}
+	return out
+}
+
 // compareTruth holds what nftrace printed against the kernel's lines, and its last
 // words against what ordinary traffic must not have: losses, unresolved runs.
 //
@@ -465,7 +479,7 @@ func compareTruth(kernel []string, out, stderr, cause string) error {
 		}
 		tool = append(tool, line)
 	}
-	kernel = withoutReports(kernel, tool)
+	kernel = withoutStrayMAC(withoutReports(kernel, tool))
 	var errs []error
 	if half != nil {
 		slices.Sort(half)
