@@ -125,7 +125,7 @@ func Open(o Options) (*Tracer, error) {
 	t := &Tracer{spec: spec, links: map[string]link.Link{}}
 	if err := t.start(o); err != nil {
 		t.Close()
-		return nil, err
+		return nil, explain(err)
 	}
 	return t, nil
 }

@@ -450,6 +450,26 @@ func TestLockdown(t *testing.T) {
 	}
 }
 
+// TestOldKernel needs a kernel without what the probes need: make test-e2e-5.10 RUN=TestOldKernel.
+func TestOldKernel(t *testing.T) {
+	needNftrace(t)
+	release := strings.TrimSpace(read(t, "/proc/sys/kernel/osrelease"))
+	if !strings.HasPrefix(release, "5.10.") {
+		t.Skip("the kernel is not old: make test-e2e-5.10 RUN=TestOldKernel")
+	}
+	out := filepath.Join(t.TempDir(), "out")
+	p := spawn(t, "", nil, "nftrace", "-o", out, "icmp")
+	p.want(1, "nftrace: kernel "+release+" lacks what nftrace needs: type information of modules (in Linux 5.11 and newer), "+
+		"atomic operations that return the old value (in Linux 5.12 and newer), BPF programs of type syscall (in Linux 5.14 and newer), "+
+		"bpf_kallsyms_lookup_name (in Linux 5.16 and newer), bpf_loop (in Linux 5.17 and newer)\n")
+	if n := strings.Count(p.stderr.String(), "\n"); n != 1 {
+		t.Errorf("%d lines: %s", n, p.stderr.String())
+	}
+	if _, err := os.Stat(out); err == nil {
+		t.Error("the output file was made")
+	}
+}
+
 // engine is as much of Docker as nftrace asks: one container.
 func engine(t *testing.T, name string, pid int) (dockerHost string) {
 	t.Helper()
