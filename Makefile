@@ -12,7 +12,7 @@ VM_PACKAGES = qemu-system-x86 iptables nftables tcpdump conntrack busybox-static
 PACKAGES = $(VM_PACKAGES) clang-19 llvm-19 clang-format-19 libbpf-dev linux-libc-dev git cpio netbase strace
 
 .DELETE_ON_ERROR:
-.PHONY: help demo build install setup setup-vm generate lint lint-go lint-bpf fmt fuzz cross clean vm test test-quick test-all test-unit test-live test-e2e test-e2e-lockdown bench
+.PHONY: help demo build install setup setup-vm generate lint lint-go lint-bpf fmt fuzz cross clean vm test test-quick test-all test-unit test-live test-e2e test-e2e-lockdown test-matrix bench
 
 help:
 	@sed -n 's/^#: //p' $(MAKEFILE_LIST)
@@ -110,6 +110,17 @@ test-interleave: test-interleave-1 test-interleave-2
 
 test-interleave-%:
 	$(MAKE) test-e2e-6.12 RUN='^TestInterleaved$$$$' VMFLAGS='-smp $* -append preempt=full -env NFTRACE_INTERLEAVE=1'
+
+#: make test-matrix         a smaller run on each kernel of MATRIX, with one CPU and two in turn, and what 5.10 lacks
+MATRIX ?= 6.1 6.12 6.18 7.x
+test-matrix: $(MATRIX:%=test-matrix-%)
+	$(MAKE) test-e2e-5.10 RUN='^TestOldKernel$$$$'
+
+MATRIXFLAGS.6.12 ?= -smp 2
+MATRIXFLAGS.7.x ?= -smp 2
+test-matrix-%:
+	$(MAKE) test-e2e-$* KERNELFLAGS.$*= RUN='^(TestCases|TestBadInput|TestOracle.*|TestTruth)$$$$' \
+		VMFLAGS='$(VMFLAGS) $(MATRIXFLAGS.$*) -env NFTRACE_TRUTH=half'
 
 #: make test-e2e-lockdown   what nftrace says where the kernel forbids tracing, in boots of their own
 test-e2e-lockdown: $(KERNELS:%=test-e2e-lockdown-%)
