@@ -72,11 +72,11 @@ vm: build/vm
 vm-%: build/vm
 	build/vm -kernel $* $(VMFLAGS) -- sh -c '$(subst ','\'',$(CMD))'
 
-#: make test                unit tests, then scenarios and half of the rulesets in a VM with each kernel
+#: make test                unit tests, then scenarios and some of the rulesets in a VM with each kernel
 test: test-unit test-quick
 
 test-quick:
-	$(MAKE) test-e2e RUN='^(TestCases|TestBadInput|TestOracle.*|TestTruth.*)$$$$' VMFLAGS='$(VMFLAGS) -env NFTRACE_TRUTH=half'
+	$(MAKE) test-e2e RUN='^(TestCases|TestBadInput|TestOracle.*|TestTruth.*)$$$$' VMFLAGS='$(VMFLAGS) -env NFTRACE_TRUTH=1/3 -env NFTRACE_NFT=1/11'
 
 #: make test-all            unit tests, then all end-to-end tests (CI)
 test-all: test-unit test-live test-e2e test-e2e-lockdown
@@ -93,9 +93,9 @@ test-live-%: build/vm build/symbolize.test
 
 #: make test-e2e            all end-to-end tests; KERNELS='6.1', RUN='TestCases/s1', VMFLAGS='-smp 2'
 # With one CPU the counters of legacy tables are in the rules, with more per CPU: the
-# first kernel has one, the second two, and half of the rulesets.
+# first kernel has one, the second two, and some of the rulesets.
 RUN ?= .
-KERNELFLAGS.6.1 ?= -smp 2 -env NFTRACE_TRUTH=half
+KERNELFLAGS.6.1 ?= -smp 2 -env NFTRACE_TRUTH=1/2 -env NFTRACE_NFT=1/3
 test-e2e: $(KERNELS:%=test-e2e-%)
 
 # make -k test-e2e goes on with the next kernel when one has failed.
@@ -119,8 +119,8 @@ test-matrix: $(MATRIX:%=test-matrix-%)
 MATRIXFLAGS.6.12 ?= -smp 2
 MATRIXFLAGS.7.x ?= -smp 2
 test-matrix-%:
-	$(MAKE) test-e2e-$* KERNELFLAGS.$*= RUN='^(TestCases|TestBadInput|TestOracle.*|TestTruth)$$$$' \
-		VMFLAGS='$(VMFLAGS) $(MATRIXFLAGS.$*) -env NFTRACE_TRUTH=half'
+	$(MAKE) test-e2e-$* KERNELFLAGS.$*= RUN='^(TestCases|TestBadInput|TestOracle.*|TestTruth|TestTruthNFT)$$$$' \
+		VMFLAGS='$(VMFLAGS) $(MATRIXFLAGS.$*) -env NFTRACE_TRUTH=1/3 -env NFTRACE_NFT=1/5'
 
 #: make test-e2e-lockdown   what nftrace says where the kernel forbids tracing, in boots of their own
 test-e2e-lockdown: $(KERNELS:%=test-e2e-lockdown-%)

@@ -239,7 +239,7 @@ func seeds(t *testing.T) (from, to uint64) {
 
 // TestTruth holds nftrace against the kernel's own TRACE: every line of every packet,
 // in every ruleset of testdata/truth and in random ones, must be the same. With
-// NFTRACE_TRUTH=half every second ruleset is left out; NFTRACE_SEEDS asks for more. NFTRACE_KEEP
+// NFTRACE_TRUTH=1/2 every second ruleset is left out; NFTRACE_SEEDS asks for more. NFTRACE_KEEP
 // names a directory for each ruleset and what kernel and nftrace said of its packets.
 func TestTruth(t *testing.T) {
 	files, err := filepath.Glob("testdata/truth/*.txtar")
@@ -269,7 +269,7 @@ func TestTruth(t *testing.T) {
 	if len(shared)+len(fresh) < 40 {
 		t.Errorf("only %d rulesets", len(shared)+len(fresh))
 	}
-	shared = half(shared)
+	shared = some(t, "NFTRACE_TRUTH", shared)
 	needVM(t)
 	if _, err := exec.LookPath("nftrace"); err != nil {
 		t.Skip("no nftrace in PATH")
@@ -292,13 +292,19 @@ func TestTruth(t *testing.T) {
 	t.Logf("compared: %d rulesets, %d packets, %d lines; %d rulesets differ", total.rulesets, total.packets, total.lines, total.failed)
 }
 
-// half leaves out every second case where NFTRACE_TRUTH asks for that.
-func half[T any](cases []T) []T {
-	if os.Getenv("NFTRACE_TRUTH") != "half" {
+// some returns every n-th case where variable says "1/n", and all where it is not set.
+func some[T any](t *testing.T, variable string, cases []T) []T {
+	t.Helper()
+	value := os.Getenv(variable)
+	if value == "" {
 		return cases
 	}
+	n, err := strconv.Atoi(strings.TrimPrefix(value, "1/"))
+	if err != nil || n < 1 || !strings.HasPrefix(value, "1/") {
+		t.Fatalf("%s=%s: want 1/2, 1/3 …", variable, value)
+	}
 	var out []T
-	for i := 0; i < len(cases); i += 2 {
+	for i := 0; i < len(cases); i += n {
 		out = append(out, cases[i])
 	}
 	return out
