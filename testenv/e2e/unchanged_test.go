@@ -75,6 +75,7 @@ func see(t *testing.T, namespaces []string, skip string) state {
 			out := output(ns, p)
 			s[in+p] = saveTimes.ReplaceAllString(saveCounters.ReplaceAllString(out, ""), "")
 		}
+		s[in+"nft list ruleset"] = output(ns, "nft", "-a", "-s", "list", "ruleset")
 		for _, f := range []string{"/proc/net/ip_tables_names", "/proc/net/ip6_tables_names"} {
 			s[in+f] = output(ns, "cat", f)
 		}
@@ -231,6 +232,43 @@ func moduleNames(modules string) string {
 	return strings.Join(names, "\n")
 }
 
+// countNetns tells how many network namespaces root has made: the kernel lets it make no more
+// than the limit.
+func countNetns(t *testing.T) int {
+	t.Helper()
+	const file = "/proc/sys/user/max_net_namespaces"
+	limit := read(t, file)
+	defer func() {
+		if err := os.WriteFile(file, []byte(limit), 0); err != nil {
+			t.Fatal(err)
+		}
+	}()
+	for n := range 1000 {
+		if err := os.WriteFile(file, fmt.Append(nil, n), 0); err != nil {
+			t.Fatal(err)
+		}
+		cmd := exec.Command("true")
+		cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET}
+		if cmd.Run() == nil {
+			return n - 1
+		}
+	}
+	t.Fatal("more than 1,000 network namespaces")
+	return 0
+}
+
+// unchangedNFT are rules of nf_tables beside the legacy ones, which all packets meet.
+const unchangedNFT = `
+table inet fw {
+	set ports { type inet_service; elements = { 22, 80 }; }
+	chain forward {
+		type filter hook forward priority 0; policy accept;
+		tcp dport @ports accept
+		counter
+	}
+}
+`
+
 // unchangedTraffic is what flows while the state is compared; it ends by itself, in
 // case the test does not.
 const unchangedTraffic = "while ip netns exec c2 ping -q -c 1 -W 1 10.211.55.1 && ip netns exec c1 ping -q -c 1 -W 1 fd00:17::3; do :; done"
@@ -241,6 +279,12 @@ func TestNothingChanges(t *testing.T) {
 	needNftrace(t)
 	up(t, "docker")
 	if err := topo.Load(t.Context(), "h", "ip6tables-legacy", "*filter\n-A FORWARD -p udp --dport 9 -j DROP\nCOMMIT\n"); err != nil {
+		t.Fatal(err)
+	}
+	if err := topo.Load(t.Context(), "h", "nft", unchangedNFT); err != nil {
+		t.Fatal(err)
+	}
+	if err := topo.Load(t.Context(), "c1", "iptables-nft", "*filter\n-A INPUT -p icmp -j ACCEPT\nCOMMIT\n"); err != nil {
 		t.Fatal(err)
 	}
 	namespaces := []string{"h", "c1", "c2", "ext"}
@@ -255,6 +299,7 @@ func TestNothingChanges(t *testing.T) {
 	sh(t, traffic)
 	see(t, namespaces, skip) // may set up something itself
 	before := see(t, namespaces, skip)
+	netns := countNetns(t)
 
 	// Under traffic: other processes run, and count in the log of nothing.
 	run := func(t *testing.T, args ...string) *process {
@@ -269,6 +314,7 @@ func TestNothingChanges(t *testing.T) {
 		eventually(t, when+": no bpf object is left", func() bool { return bpfObjects(t) == before["bpf objects"] })
 		eventually(t, when+": no use of a module is left", func() bool { return read(t, "/proc/modules") == before["/proc/modules"] })
 		before.same(t, when, see(t, namespaces, skip))
+		eventually(t, when+": no network namespace is left", func() bool { return countNetns(t) == netns })
 	}
 
 	t.Run("during and after", func(t *testing.T) {
@@ -282,6 +328,9 @@ func TestNothingChanges(t *testing.T) {
 			t.Error("nftrace has no bpf object: the comparison sees nothing")
 		}
 		before.same(t, "during", now, "bpf objects", "processes", "/proc/modules")
+		if n := countNetns(t); n == netns {
+			t.Error("nftrace has no network namespace of its own: the comparison sees nothing")
+		}
 		if b, n := moduleNames(before["/proc/modules"]), moduleNames(now["/proc/modules"]); b != n {
 			t.Errorf("during: the modules were\n%s\nand are\n%s", b, n)
 		}

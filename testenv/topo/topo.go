@@ -39,9 +39,11 @@ var topologies = map[string]definition{
 	// One namespace with loopback and nothing else.
 	"lo": {namespaces: []string{"h"}},
 	// Topology D of the scenarios, with Docker 20.10's rules.
-	"docker": docker(true),
+	"docker": docker("iptables-legacy"),
+	// The same by way of nf_tables.
+	"docker-nft": docker("iptables-nft"),
 	// The same namespaces, links and addresses, with no table loaded.
-	"bare": docker(false),
+	"bare": docker(""),
 }
 
 // Names returns the topologies that Up knows.
@@ -69,8 +71,9 @@ echo 0 > ipv4/icmp_ratelimit
 echo 0 > ipv6/icmp/ratelimit
 `
 
-// docker is topology D. The MAC addresses say who is who: 02:00:IPv4 address.
-func docker(rules bool) definition {
+// docker is topology D; program is which iptables its rules are given to, if any. The MAC
+// addresses say who is who: 02:00:IPv4 address.
+func docker(program string) definition {
 	d := definition{
 		namespaces: []string{"h", "c1", "c2", "ext"},
 		modules:    []string{"veth", "bridge", "br_netfilter"},
@@ -114,8 +117,8 @@ echo 1 > bridge/bridge-nf-call-iptables
 echo 1 > bridge/bridge-nf-call-ip6tables
 `}},
 	}
-	if rules {
-		d.rules = []ruleset{{"h", "iptables-legacy", DockerRules}}
+	if program != "" {
+		d.rules = []ruleset{{"h", program, DockerRules}}
 	}
 	return d
 }
