@@ -139,7 +139,8 @@ struct rec_nft {
 	__u8 ctinfo; /* as in struct pkt */
 	__u8 flags;  /* enum pkt_flag */
 	__u8 pad[4];
-	char name[32]; /* of the table, cut */
+	char name[32];	     /* of the table, cut */
+	char chain_name[32]; /* of the base chain, cut */
 };
 
 /* A legacy table that a hook can run through. */

@@ -43,6 +43,7 @@ struct net_generic;
 
 struct netns_nftables {
 	unsigned int base_seq;
+	u8 gencursor;
 };
 
 struct net {
@@ -164,6 +165,7 @@ struct nft_table {
 struct nft_chain {
 	struct nft_table *table;
 	u64 handle;
+	char *name;
 };
 
 struct nft_base_chain {

@@ -19,23 +19,52 @@
 /* Number of struct nftables_pernet in net->gen, for kernels that have it there. */
 u32 nft_net_id = 0;
 
-/* The generation of each namespace that was met last. */
+/* Where in it are commit_mutex.owner and, where it has that, base_seq. */
+u32 nft_lock = 0;
+u32 nft_seq = 0;
+
+/* The generation of each namespace's rulesets that was met last. */
+struct nft_gen {
+	u32 gen;
+	u32 parity; /* of the sum of net->nft.base_seq and gencursor, which a commit moves both */
+	u32 sure; /* a commit has told so; else the first packet */
+};
+
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 4096);
 	__type(key, u32);
-	__type(value, u32);
+	__type(value, struct nft_gen);
 } nft_gens SEC(".maps");
 
-/* Wakes the reader for a generation that it has to read before it is replaced. */
-static __always_inline void nft_fresh(u32 netns, u32 gen)
+static __always_inline u32 nft_parity(struct net *net, u32 gen)
 {
-	u32 *had = bpf_map_lookup_elem(&nft_gens, &netns);
+	return (gen + BPF_CORE_READ(net, nft.gencursor)) & 1;
+}
 
-	if (had && *had == gen)
-		return;
-	bpf_map_update_elem(&nft_gens, &netns, &gen, BPF_ANY);
+/*
+ * The generation that a packet meets now. A commit counts base_seq up before it moves gencursor,
+ * which says what rules are in force. The reader is woken for a new one, which it has to read
+ * before it is replaced.
+ */
+static __always_inline u32 nft_now(struct net *net, u32 netns)
+{
+	struct nft_gen now, *had = bpf_map_lookup_elem(&nft_gens, &netns);
+
+	now.gen = nft_generation(net, nft_net_id);
+	now.parity = nft_parity(net, now.gen);
+	now.sure = 0;
+	if (had) {
+		if (now.parity != had->parity)
+			now.gen--;
+		if (now.gen == had->gen)
+			return now.gen;
+		now.parity = had->parity;
+		now.sure = had->sure;
+	}
+	bpf_map_update_elem(&nft_gens, &netns, &now, BPF_ANY);
 	wake_reader = 1;
+	return now.gen;
 }
 
 /* Has the packet recorded as the rule left it, where it has changed since it was last. */
@@ -123,7 +152,9 @@ static __always_inline int nft_did(struct sk_buff *skb,
 	r.family = BPF_CORE_READ_BITFIELD_PROBED(table, family);
 	bpf_probe_read_kernel_str(r.name, sizeof(r.name),
 				  BPF_CORE_READ(table, name));
-	r.gen = nft_generation((void *)f->net, nft_net_id);
+	bpf_probe_read_kernel_str(r.chain_name, sizeof(r.chain_name),
+				  BPF_CORE_READ(base, chain.name));
+	r.gen = nft_now((void *)f->net, f->rec.hdr.netns);
 	/* A packet that was stolen is somebody else's by now. */
 	if (code != NF_STOLEN) {
 		u64 nfct = skb->_nfct;
@@ -136,7 +167,6 @@ static __always_inline int nft_did(struct sk_buff *skb,
 	rec_begin(&r.hdr, REC_NFT, j, NULL, bpf_ktime_get_ns(),
 		  bpf_get_smp_processor_id());
 	r.hdr.netns = f->rec.hdr.netns;
-	nft_fresh(r.hdr.netns, r.gen);
 	rec_send(&r, sizeof(r));
 	return 0;
 }

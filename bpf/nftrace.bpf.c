@@ -531,11 +531,15 @@ SEC("fexit/nf_tables_commit")
 int BPF_PROG(nft_commit, struct net *net)
 {
 	struct new_table news = {};
+	struct nft_gen *had;
 
 	news.netns = net->ns.inum;
-	if (!bpf_map_lookup_elem(&nft_gens, &news.netns))
+	had = bpf_map_lookup_elem(&nft_gens, &news.netns);
+	if (!had)
 		return 0;
 	news.gen = nft_generation(net, nft_net_id);
+	had->parity = nft_parity(net, news.gen);
+	had->sure = 1;
 	bpf_ringbuf_output(&new_tables, &news, sizeof(news),
 			   BPF_RB_FORCE_WAKEUP);
 	return 0;
@@ -575,6 +579,40 @@ int find_symbols(void *ctx)
 	if (f->nft_net_id)
 		bpf_probe_read_kernel(&f->nft_id, sizeof(f->nft_id),
 				      (void *)f->nft_net_id);
+	return 0;
+}
+
+/* Of the namespace of whoever runs nft_state: 1 + whether rules may be about to change. */
+u32 nft_busy = 0;
+
+/*
+ * Run by the loader, in a namespace: whether its generation has a number already, and its rules
+ * are not yet in force. That is not so if nobody holds the lock of transactions, nor before their
+ * commit.
+ */
+SEC("syscall")
+int nft_state(void *ctx)
+{
+	struct task_struct *task = (void *)bpf_get_current_task();
+	struct net *net = BPF_CORE_READ(task, nsproxy, net_ns);
+	u32 netns = BPF_CORE_READ(net, ns.inum), gen;
+	struct nft_gen *had;
+	u64 pernet, owner = 0;
+
+	pernet = read_u64((u64)BPF_CORE_READ(net, gen) + 8UL * nft_net_id);
+	if (bpf_probe_read_kernel(&owner, sizeof(owner),
+				  (void *)(pernet + nft_lock)))
+		return 1;
+	nft_busy = 1 + !!owner;
+	had = bpf_map_lookup_elem(&nft_gens, &netns);
+	if (!owner || !had || !had->sure)
+		return 0;
+	if (bpf_core_field_exists(net->nft.base_seq))
+		gen = BPF_CORE_READ(net, nft.base_seq);
+	else
+		gen = read_u32(pernet + nft_seq);
+	if (nft_parity(net, gen) == had->parity)
+		nft_busy = 1;
 	return 0;
 }
 

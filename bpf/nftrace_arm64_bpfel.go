@@ -159,6 +159,13 @@ type NftraceNewTable struct {
 	Name    [32]int8
 }
 
+type NftraceNftGen struct {
+	_      structs.HostLayout
+	Gen    uint32
+	Parity uint32
+	Sure   uint32
+}
+
 type NftraceNftWhat uint32
 
 const (
@@ -322,20 +329,21 @@ type NftraceRecNat struct {
 }
 
 type NftraceRecNft struct {
-	_      structs.HostLayout
-	Hdr    NftraceRecHdr
-	Table  uint64
-	Base   uint64
-	Rule   uint64
-	Chain  uint64
-	Gen    uint32
-	Code   int32
-	What   uint8
-	Family uint8
-	Ctinfo uint8
-	Flags  uint8
-	Pad    [4]uint8
-	Name   [32]int8
+	_         structs.HostLayout
+	Hdr       NftraceRecHdr
+	Table     uint64
+	Base      uint64
+	Rule      uint64
+	Chain     uint64
+	Gen       uint32
+	Code      int32
+	What      uint8
+	Family    uint8
+	Ctinfo    uint8
+	Flags     uint8
+	Pad       [4]uint8
+	Name      [32]int8
+	ChainName [32]int8
 }
 
 type NftraceRecPkt struct {
@@ -465,6 +473,7 @@ const (
 	NftraceProgNatIcmp          = "nat_icmp"
 	NftraceProgNatIcmp6         = "nat_icmp6"
 	NftraceProgNftCommit        = "nft_commit"
+	NftraceProgNftState         = "nft_state"
 	NftraceProgNftTrace         = "nft_trace"
 	NftraceProgNftTraceInfo     = "nft_trace_info"
 	NftraceProgSchedSwitch      = "sched_switch"
@@ -479,8 +488,11 @@ const (
 	NftraceVarIfaceBits         = "iface_bits"
 	NftraceVarLastLookup        = "last_lookup"
 	NftraceVarLive              = "live"
+	NftraceVarNftBusy           = "nft_busy"
+	NftraceVarNftLock           = "nft_lock"
 	NftraceVarNftNetId          = "nft_net_id"
 	NftraceVarNftOn             = "nft_on"
+	NftraceVarNftSeq            = "nft_seq"
 	NftraceVarNftStats          = "nft_stats"
 	NftraceVarNrCpus            = "nr_cpus"
 	NftraceVarOpenFrames        = "open_frames"
@@ -580,6 +592,7 @@ type NftraceProgramSpecs struct {
 	NatIcmp          *ebpf.ProgramSpec `ebpf:"nat_icmp"`
 	NatIcmp6         *ebpf.ProgramSpec `ebpf:"nat_icmp6"`
 	NftCommit        *ebpf.ProgramSpec `ebpf:"nft_commit"`
+	NftState         *ebpf.ProgramSpec `ebpf:"nft_state"`
 	NftTrace         *ebpf.ProgramSpec `ebpf:"nft_trace"`
 	NftTraceInfo     *ebpf.ProgramSpec `ebpf:"nft_trace_info"`
 	SchedSwitch      *ebpf.ProgramSpec `ebpf:"sched_switch"`
@@ -628,8 +641,11 @@ type NftraceVariableSpecs struct {
 	IfaceBits       *ebpf.VariableSpec `ebpf:"iface_bits"`
 	LastLookup      *ebpf.VariableSpec `ebpf:"last_lookup"`
 	Live            *ebpf.VariableSpec `ebpf:"live"`
+	NftBusy         *ebpf.VariableSpec `ebpf:"nft_busy"`
+	NftLock         *ebpf.VariableSpec `ebpf:"nft_lock"`
 	NftNetId        *ebpf.VariableSpec `ebpf:"nft_net_id"`
 	NftOn           *ebpf.VariableSpec `ebpf:"nft_on"`
+	NftSeq          *ebpf.VariableSpec `ebpf:"nft_seq"`
 	NftStats        *ebpf.VariableSpec `ebpf:"nft_stats"`
 	NrCpus          *ebpf.VariableSpec `ebpf:"nr_cpus"`
 	OpenFrames      *ebpf.VariableSpec `ebpf:"open_frames"`
@@ -752,8 +768,11 @@ type NftraceVariables struct {
 	IfaceBits       *ebpf.Variable `ebpf:"iface_bits"`
 	LastLookup      *ebpf.Variable `ebpf:"last_lookup"`
 	Live            *ebpf.Variable `ebpf:"live"`
+	NftBusy         *ebpf.Variable `ebpf:"nft_busy"`
+	NftLock         *ebpf.Variable `ebpf:"nft_lock"`
 	NftNetId        *ebpf.Variable `ebpf:"nft_net_id"`
 	NftOn           *ebpf.Variable `ebpf:"nft_on"`
+	NftSeq          *ebpf.Variable `ebpf:"nft_seq"`
 	NftStats        *ebpf.Variable `ebpf:"nft_stats"`
 	NrCpus          *ebpf.Variable `ebpf:"nr_cpus"`
 	OpenFrames      *ebpf.Variable `ebpf:"open_frames"`
@@ -815,6 +834,7 @@ type NftracePrograms struct {
 	NatIcmp          *ebpf.Program `ebpf:"nat_icmp"`
 	NatIcmp6         *ebpf.Program `ebpf:"nat_icmp6"`
 	NftCommit        *ebpf.Program `ebpf:"nft_commit"`
+	NftState         *ebpf.Program `ebpf:"nft_state"`
 	NftTrace         *ebpf.Program `ebpf:"nft_trace"`
 	NftTraceInfo     *ebpf.Program `ebpf:"nft_trace_info"`
 	SchedSwitch      *ebpf.Program `ebpf:"sched_switch"`
@@ -843,6 +863,7 @@ func (p *NftracePrograms) Close() error {
 		p.NatIcmp,
 		p.NatIcmp6,
 		p.NftCommit,
+		p.NftState,
 		p.NftTrace,
 		p.NftTraceInfo,
 		p.SchedSwitch,

@@ -9,12 +9,14 @@ import (
 	"github.com/nftrace/nftrace/pkg/events"
 	"github.com/nftrace/nftrace/pkg/render"
 	"github.com/nftrace/nftrace/pkg/symbolize"
+	"github.com/nftrace/nftrace/pkg/trace"
 )
 
 // nftRulesets are the generations of namespaces' nf_tables that were read.
 type nftRulesets struct {
-	sys *symbolize.System
-	say *speaker
+	sys    *symbolize.System
+	tracer *trace.Tracer
+	say    *speaker
 
 	reading sync.Mutex // held until what was read is kept
 
@@ -42,8 +44,8 @@ type nftRuleset struct {
 // they have.
 const maxNFTRules = 1 << 19
 
-func newNFTRulesets(sys *symbolize.System, say *speaker) *nftRulesets {
-	return &nftRulesets{sys: sys, say: say, known: map[nftID]*nftRuleset{}}
+func newNFTRulesets(sys *symbolize.System, tracer *trace.Tracer, say *speaker) *nftRulesets {
+	return &nftRulesets{sys: sys, tracer: tracer, say: say, known: map[nftID]*nftRuleset{}}
 }
 
 func (r *nftRulesets) get(id nftID) *nftRuleset {
@@ -99,7 +101,7 @@ func (r *nftRulesets) find(id nftID) *nftRuleset {
 	ns, err := r.sys.NamespaceByInode(id.netns)
 	if err != nil {
 		lost.err = fmt.Errorf("the ruleset could not be read: %w", err)
-	} else if got, err := symbolize.ReadNFT(ns); err != nil {
+	} else if got, err := r.read(ns); err != nil {
 		lost.err = fmt.Errorf("the ruleset could not be read: %w", err)
 	} else {
 		rs := &nftRuleset{NFTRuleset: got, ns: ns, paths: map[string]*nftPath{}}
@@ -112,15 +114,28 @@ func (r *nftRulesets) find(id nftID) *nftRuleset {
 	return lost
 }
 
+// read reads a namespace's rulesets as they are now; reading is held.
+func (r *nftRulesets) read(ns *symbolize.Namespace) (*symbolize.NFTRuleset, error) {
+	return symbolize.ReadNFT(ns, func() (idle bool, err error) {
+		err = ns.Do(func() error {
+			idle, err = r.tracer.NFTIdle()
+			return err
+		})
+		return idle, err
+	})
+}
+
 // readTexts reads the texts of a ruleset's rules.
 func (r *nftRulesets) readTexts(rs *nftRuleset) {
+	r.reading.Lock()
+	defer r.reading.Unlock()
 	native := rs.ReadTexts(rs.ns)
 	if native == "" {
 		return
 	}
 	// Where it was replaced meanwhile, rules of it are still there, for most changes are small:
 	// one with the same handle is the same rule.
-	if now, err := symbolize.ReadNFT(rs.ns); err == nil && now.Gen != rs.Gen {
+	if now, err := r.read(rs.ns); err == nil && now.Gen != rs.Gen {
 		native = now.ReadTexts(rs.ns)
 		for _, t := range rs.Tables {
 			for _, c := range t.Chains {
@@ -158,8 +173,7 @@ func (r *resolver) nftRun(s *events.Step) {
 	rs := r.seeNFT(s)
 	path, err := r.nftPath(rs, s)
 	if err != nil {
-		// A commit gives the namespace its new number before it puts its rules to use, and
-		// a packet may have come in between, or may still have been on its way.
+		// The packet may have been on its way when another CPU replaced the rulesets.
 		before := r.nft.get(nftID{s.Netns, t.NFT.Gen - 1})
 		if before != nil {
 			path, _ = r.nftPath(before, s)
@@ -265,6 +279,9 @@ func newNFTPath(rules *symbolize.NFTRuleset, s *events.Step) (*nftPath, error) {
 	n := s.Table.NFT
 	const gone = "the ruleset was replaced meanwhile"
 	table, base := rules.Table(n.Table), rules.Chain(n.Table, n.Base)
+	if base == nil && policyOnly(n) {
+		return unusedChain(rules, s), nil
+	}
 	if table == nil || base == nil {
 		return nil, fmt.Errorf("%s: %s", handles(n), gone)
 	}
@@ -338,6 +355,35 @@ func newNFTPath(rules *symbolize.NFTRuleset, s *events.Step) (*nftPath, error) {
 		p.of = append(p.of, i)
 	}
 	return p, nil
+}
+
+// policyOnly tells whether a packet met nothing of a base chain but its policy.
+func policyOnly(n *events.NFTRun) bool {
+	for i := range n.Events {
+		switch e := &n.Events[i]; {
+		case e.What == events.NFTPolicy:
+		case e.What == events.NFTEnd && e.Chain == n.Base:
+		default:
+			return false
+		}
+	}
+	return true
+}
+
+// unusedChain is a base chain that is not in the rulesets in force: packets pass it before the
+// commit that brings it, and behind the one that takes it away, and none of its rules is there.
+func unusedChain(rules *symbolize.NFTRuleset, s *events.Step) *nftPath {
+	n := s.Table.NFT
+	p := &nftPath{chain: n.Chain, of: []int{len(n.Events) - 1}}
+	for _, t := range rules.Tables {
+		p.compat = p.compat || t.Family == n.Family && t.Name == s.Table.Name && t.Compat
+	}
+	line := events.Rule{Chain: n.Chain, Type: events.TypePolicy, Num: 1, IsPolicy: true, Action: "DROP"}
+	if n.Events[p.of[0]].Code == events.NFAccept {
+		line.Action = "ACCEPT"
+	}
+	p.rules = []events.Rule{line}
+	return p
 }
 
 // ending are the statements and targets that are named instead of their verdict.

@@ -138,7 +138,7 @@ func traceAll(ctx context.Context, c *config, say *speaker, stdin io.Reader, std
 		c: c, say: say, tracer: tracer, out: out,
 		asm:    events.NewAssembler(),
 		tables: newRulesets(sys, tracer, say),
-		nft:    newNFTRulesets(sys, say),
+		nft:    newNFTRulesets(sys, tracer, say),
 	}
 	s.res = newResolver(sys, s.tables, s.nft, c.format != "trace")
 	s.asm.OnRun = s.run

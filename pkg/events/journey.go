@@ -190,6 +190,9 @@ type NFTRun struct {
 	Family uint8  // of the table: PFInet …
 	Table  uint64 // handle, unique within the namespace
 	Base   uint64 // handle of the base chain, unique within the table
+	// Chain is the base chain's name, of which records have 31 bytes at the most; all of
+	// it once the ruleset is known.
+	Chain  string
 	Gen    uint32 // of the namespace's rulesets (NFTA_GEN_ID)
 	Events []NFTEvent
 	// Behind is the packet behind the last event, where it was another than before it.
@@ -200,7 +203,6 @@ type NFTRun struct {
 	// Compat is set for tables of iptables-nft and its kin, which are named as their users
 	// know them.
 	Compat bool
-	Chain  string // the base chain's name
 	Type   string // the base chain's: "filter", "nat", "route"
 	// Priority is the base chain's: lower ones run first.
 	Priority int

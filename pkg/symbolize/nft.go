@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
@@ -164,14 +165,17 @@ type nftKernel func(netlink.Message) ([]netlink.Message, error)
 // generation; it fails where they changed each time that it read them. Where
 // the kernel has no nf_tables, or has not loaded the module, the ruleset is
 // empty: asking would load it.
-func ReadNFT(ns *Namespace) (*NFTRuleset, error) {
+//
+// The kernel counts the generation up before the rules are in force; idle tells whether no
+// change is under way, in the namespace, as far as somebody can tell: nil says that it is so.
+func ReadNFT(ns *Namespace, idle func() (bool, error)) (*NFTRuleset, error) {
 	if !ns.sys.hasNFT() {
 		return newNFTRuleset(0), nil
 	}
 	var r *NFTRuleset
 	err := ns.netlink(unix.NETLINK_NETFILTER, func(c *netlink.Conn) error {
 		var err error
-		r, err = readNFT(c.Execute)
+		r, err = readNFT(c.Execute, idle)
 		return err
 	})
 	if err != nil {
@@ -224,11 +228,31 @@ var errNFTChanged = errors.New("the ruleset changed whenever it was read")
 // nftReads is how often a ruleset that changes is read.
 const nftReads = 8
 
-func readNFT(ask nftKernel) (*NFTRuleset, error) {
-	for range nftReads {
+// nftWaits is how many milliseconds a change may be under way, transactions being prepared
+// included.
+const nftWaits = 1000
+
+func readNFT(ask nftKernel, idle func() (bool, error)) (*NFTRuleset, error) {
+	for tries := 0; tries < nftReads; tries++ {
 		gen, err := nftGen(ask)
 		if err != nil {
 			return nil, err
+		}
+		for waits := 0; idle != nil; waits++ {
+			ok, err := idle()
+			if err != nil {
+				return nil, err
+			}
+			if ok {
+				break
+			}
+			if waits == nftWaits {
+				return nil, errNFTChanged
+			}
+			time.Sleep(time.Millisecond)
+			if gen, err = nftGen(ask); err != nil {
+				return nil, err
+			}
 		}
 		r, err := dumpNFT(ask, gen)
 		if errors.Is(err, errNFTChanged) {

@@ -42,7 +42,7 @@ func TestNFTLive(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		r, err := ReadNFT(ns)
+		r, err := ReadNFT(ns, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -92,7 +92,7 @@ func TestNFTLive(t *testing.T) {
 		if native := r.ReadTexts(ns); native == "" {
 			t.Error("texts of a ruleset that has changed")
 		}
-		again, err := ReadNFT(ns)
+		again, err := ReadNFT(ns, nil)
 		if err != nil {
 			t.Fatal(err)
 		}

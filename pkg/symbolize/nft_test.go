@@ -66,7 +66,7 @@ func TestCaptureNFT(t *testing.T) {
 					raw = append(raw, b...)
 				}
 				return msgs, err
-			})
+			}, nil)
 			return err
 		})
 		if err != nil {
@@ -151,7 +151,7 @@ func nftPrograms(t testing.TB, set string) (func(*NFTTable) ([]byte, error), fun
 
 func readFixture(t testing.TB, set string) *NFTRuleset {
 	t.Helper()
-	r, err := readNFT(nftFixture(t, set))
+	r, err := readNFT(nftFixture(t, set), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -545,7 +545,7 @@ func TestNFTChanges(t *testing.T) {
 			}
 			return msgs, err
 		}
-		r, err := readNFT(kernel)
+		r, err := readNFT(kernel, nil)
 		switch {
 		case tt.want == 0:
 			if !errors.Is(err, errNFTChanged) {
@@ -582,7 +582,7 @@ func TestNFTChanges(t *testing.T) {
 		}
 	}
 
-	r, err := readNFT(func(netlink.Message) ([]netlink.Message, error) { return nil, unix.EPERM })
+	r, err := readNFT(func(netlink.Message) ([]netlink.Message, error) { return nil, unix.EPERM }, nil)
 	if r != nil || !errors.Is(err, unix.EPERM) {
 		t.Errorf("%v, %v", r, err)
 	}
@@ -646,7 +646,7 @@ func TestHasNFT(t *testing.T) {
 			continue
 		}
 		ns := s.Namespaces()[0]
-		r, err := ReadNFT(ns)
+		r, err := ReadNFT(ns, nil)
 		if err != nil || len(r.Tables) != 0 || r.ReadTexts(ns) != "" || r.Table(1) != nil {
 			t.Errorf("%s: %+v, %v", what, r, err)
 		}

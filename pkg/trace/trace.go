@@ -69,7 +69,7 @@ var groups = []group{
 	{module: "bridge", programs: []string{bpf.NftraceProgBrForward}},
 	{module: "nf_defrag_ipv6", programs: []string{bpf.NftraceProgDefragIp6}},
 	{module: "nf_nat", programs: []string{bpf.NftraceProgNat, bpf.NftraceProgNatIcmp, bpf.NftraceProgNatIcmp6}},
-	{module: nftModule, programs: []string{bpf.NftraceProgNftCommit}, choose: nftProgram},
+	{module: nftModule, programs: []string{bpf.NftraceProgNftCommit, bpf.NftraceProgNftState}, choose: nftProgram},
 	{programs: []string{bpf.NftraceProgDeliverIp6}, present: hasIPv6},
 	{programs: []string{
 		bpf.NftraceProgSkbRelease, bpf.NftraceProgSkbMorph, bpf.NftraceProgSkbDrop, bpf.NftraceProgDefragIp,
@@ -101,6 +101,8 @@ type Tracer struct {
 	ring *ring
 	news *ring   // see ReadTable
 	key  *nftKey // nil: nf_tables is not there
+
+	nftState *ebpf.Program // see NFTIdle
 
 	mu      sync.Mutex
 	colls   []*ebpf.Collection
@@ -362,6 +364,7 @@ func (t *Tracer) attach(gs []group) error {
 		}
 		delete(sub.Programs, bpf.NftraceProgHookEnter)
 	}
+	delete(sub.Programs, bpf.NftraceProgNftState) // which NFTIdle runs
 	if err := t.link(coll, sub.Programs); err != nil {
 		return err
 	}
@@ -371,7 +374,7 @@ func (t *Tracer) attach(gs []group) error {
 		case "x_tables":
 			err = t.setLayout(types)
 		case nftModule:
-			err = t.startNFT(coll.Programs[g.programs[len(g.programs)-1]])
+			err = t.startNFT(types, coll.Programs[g.programs[len(g.programs)-1]], coll.Programs[bpf.NftraceProgNftState])
 		}
 		if err != nil {
 			return err
