@@ -276,6 +276,19 @@ func (a *Assembler) record(h *bpf.NftraceRecHdr, raw []byte) error {
 		d.matched = true
 	}
 	switch bpf.NftraceRecType(h.Type) {
+	case bpf.NftraceRecTypeREC_NFT:
+		return d.addNFT(raw)
+	case bpf.NftraceRecTypeREC_SEEN:
+		r, err := recPkt(raw)
+		if err != nil {
+			return err
+		}
+		d.addShot(&r.Pkt, h.Flags&uint32(bpf.NftraceRecFlagREC_F_BETWEEN) != 0)
+		return nil
+	}
+	// Whatever else comes, what nf_tables tells from here on is of another hook.
+	defer d.nft.reset()
+	switch bpf.NftraceRecType(h.Type) {
 	case bpf.NftraceRecTypeREC_HOOK:
 		return a.hook(d, h, raw)
 	case bpf.NftraceRecTypeREC_AFTER:
@@ -300,14 +313,6 @@ func (a *Assembler) record(h *bpf.NftraceRecHdr, raw []byte) error {
 			a.endPart(d, NFAccept)
 			c.natted, c.nat = true, *r
 		}
-	case bpf.NftraceRecTypeREC_NFT:
-		return d.addNFT(raw)
-	case bpf.NftraceRecTypeREC_SEEN:
-		r, err := recPkt(raw)
-		if err != nil {
-			return err
-		}
-		d.addShot(&r.Pkt, h.Flags&uint32(bpf.NftraceRecFlagREC_F_BETWEEN) != 0)
 	case bpf.NftraceRecTypeREC_BRIDGE:
 		return a.passed(d, StepBridge, h, raw)
 	case bpf.NftraceRecTypeREC_XMIT:
@@ -380,7 +385,7 @@ func (a *Assembler) hook(d *draft, h *bpf.NftraceRecHdr, raw []byte) error {
 	// It may be gone before anybody could look at it behind the rewrite.
 	hasBefore = hasBefore && (!behind || r.Before.Cap > 0)
 	var p *Part
-	if hasBefore || hasTables {
+	if hasBefore || hasTables || len(d.nft.events) > 0 {
 		p = d.parts.take()
 		p.After, p.AfterNAT, p.Verdict, p.Pattern = nil, behind, VerdictUnknown, nil
 		if hasBefore {
@@ -414,7 +419,7 @@ func (a *Assembler) hook(d *draft, h *bpf.NftraceRecHdr, raw []byte) error {
 	c.open, c.natted, c.ended, c.pattern, c.part = true, false, false, pattern, nil
 	c.time, c.cpu = ns(h.Ts), int(h.Cpu)
 	c.nftVerdict = NFAccept
-	if len(d.nft.events) > 0 && p != nil {
+	if len(d.nft.events) > 0 {
 		c.part = p
 		a.nftRuns(d, p)
 	}

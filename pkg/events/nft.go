@@ -90,7 +90,6 @@ func (a *Assembler) nftRuns(d *draft, part *Part) {
 	if p := d.nft.packet; p != nil {
 		d.see(p)
 	}
-	d.nft.reset()
 	c.nftVerdict = d.j.Steps[len(d.j.Steps)-1].Verdict
 }
 
@@ -110,6 +109,7 @@ func (a *Assembler) nftRun(d *draft, part *Part, recs []nftRecord, alone bool) {
 		e := NFTEvent{What: NFTWhat(r.What), Rule: r.Rule, Chain: r.Chain, Code: int(r.Code), Packet: recs[i].packet}
 		if e.Packet == nil {
 			e.Packet = &part.Before
+			e.Unsure = part.AfterNAT && part.Before.Data == nil // it was not seen
 		}
 		if r.Flags&uint8(bpf.NftracePktFlagPKT_F_CT) != 0 {
 			ct := &ctStates[r.Ctinfo&7]
