@@ -14,7 +14,7 @@ import (
 
 // script writes records of one journey as the probes do.
 type script struct {
-	t     *testing.T
+	t     testing.TB
 	a     *Assembler
 	jid   uint64
 	netns uint32
@@ -1025,14 +1025,29 @@ func FuzzAdd(f *testing.F) {
 	f.Add(bytesOf(&r, unsafe.Offsetof(r.Nhits)))
 	r.Ntables, r.Nhits, r.Runs = 2, 3, 2
 	f.Add(bytesOf(&r, unsafe.Offsetof(r.Hits)+3*unsafe.Sizeof(r.Hits[0])))
+	for _, run := range nftScripts {
+		// All of one length, which the last byte of all tells.
+		const words = 50
+		var raw []byte
+		s := &script{t: f, jid: 7, keep: func(rec []byte) { raw = append(raw, append(rec, make([]byte, 1+8*words-len(rec))...)...) }}
+		run(s)
+		raw[len(raw)-1] = words
+		f.Add(raw)
+	}
 	f.Fuzz(func(t *testing.T, raw []byte) {
 		a := NewAssembler()
 		var got uint64
+		told, named := 0, 0 // records and events of nf_tables
 		check := func(js []*Journey) {
 			for _, j := range js {
 				got++
 				if o := j.Outcome; o.Step >= len(j.Steps) {
 					t.Fatalf("outcome %+v of %d steps", o, len(j.Steps))
+				}
+				for i := range j.Steps {
+					if s := &j.Steps[i]; s.Table != nil && s.Table.NFT != nil {
+						named += checkNFT(t, s)
+					}
 				}
 			}
 		}
@@ -1041,7 +1056,10 @@ func FuzzAdd(f *testing.F) {
 			n := min(len(raw), 1+int(raw[len(raw)-1])*8)
 			rec := copyOf(raw[:n])
 			raw = raw[n:]
-			js, _ := a.Add(rec)
+			js, err := a.Add(rec)
+			if h, _ := header(rec); err == nil && h.Type == uint16(bpf.NftraceRecTypeREC_NFT) {
+				told++
+			}
 			check(js)
 		}
 		check(a.Flush())
@@ -1051,6 +1069,9 @@ func FuzzAdd(f *testing.F) {
 		}
 		if n := a.Stats().Packets; n != got || left != 0 {
 			t.Fatalf("%d journeys came, %d were counted, %d are left", got, n, left)
+		}
+		if named > told {
+			t.Fatalf("%d events of nf_tables of %d records", named, told)
 		}
 	})
 }

@@ -164,6 +164,11 @@ func TestNFTRuns(t *testing.T) {
 		{"gone before its rule told", func(s *script) { s.nft(nftRule(5, NFTJump), nftRule(6, NFTContinue)); hook(s) }, "end",
 			"7.1=stolen r5@0 r6@0 gone, FORWARD=?"},
 
+		{"gone before its rule told, and then another chain", func(s *script) {
+			s.nft(nftRule(5, NFTContinue), inChain(2, nftRule(6, NFAccept)))
+			hook(s)
+		}, "xmit", "7.1=stolen r5@0 gone, 7.2=accept r6@0, FORWARD=accept, xmit"},
+
 		{"seen behind a rule", func(s *script) {
 			s.nft(nftRule(5, NFTContinue))
 			s.saw(3, 0)
@@ -363,6 +368,28 @@ func TestNFTConntrack(t *testing.T) {
 	}
 }
 
+// NAT rewrites the packet as nf_tables left it.
+func TestNFTBeforeNAT(t *testing.T) {
+	s := newScript(t, NewAssembler(), 7)
+	p, behind := dnatted(), dnatted()
+	behind.Data[19] = 11
+	s.nft(nftRule(5, NFTContinue))
+	s.sawPacket(p, 0)
+	s.nft(nftRule(6, NFTContinue), nftEnd, nftAccept)
+	s.first(HookPreRouting, 0)
+	s.nat(1)
+	s.part(part{hook: HookPreRouting, before: &behind})
+	s.xmit()
+	s.end(0)
+	j := s.journey()
+	if want := "7.1=accept r5@0 r6@0 end@0 policy@0, nat, PREROUTING=accept, xmit"; nftShape(j) != want {
+		t.Fatalf("got  %s\nwant %s", nftShape(j), want)
+	}
+	if n := j.Steps[1].NAT; n.Before.Dst.Addr().String() != "10.0.0.9" || n.After.Dst.Addr().String() != "10.0.0.11" {
+		t.Errorf("NAT %+v", n)
+	}
+}
+
 // By a table of nf_tables that kept a packet or dropped it.
 func TestNFTOutcome(t *testing.T) {
 	for _, tt := range []struct {
@@ -472,4 +499,51 @@ func TestNFTBadRecords(t *testing.T) {
 			t.Errorf("type %d: was taken: %v", typ, err)
 		}
 	}
+}
+
+// nftScripts are journeys for FuzzAdd to begin with.
+var nftScripts = []func(s *script){
+	func(s *script) {
+		s.nft(nftRule(5, NFTJump))
+		s.saw(3, 0)
+		s.nft(nftRule(6, NFTReturn), nftEnd, nftAccept)
+		s.first(HookForward, 0)
+		s.header(bpf.NftraceRecTypeREC_DROP, 0)
+	},
+	func(s *script) {
+		s.nft(nftRule(5, NFAccept))
+		s.saw(3, between)
+		s.nft(inChain(2, nftRule(6, NFTContinue)))
+		s.first(HookForward, 0)
+		s.nat(1)
+		s.nft(nftRule(5, NFQueue))
+		s.first(HookForward, 0)
+		s.end(0)
+	},
+}
+
+// checkNFT checks what holds of every run of a base chain, and returns how many events it has.
+func checkNFT(t *testing.T, s *Step) int {
+	t.Helper()
+	run, n := s.Table, s.Table.NFT
+	ends := func(e *NFTEvent) bool { return e.What == NFTPolicy || e.What == NFTRule && e.Code >= 0 }
+	if len(n.Events) == 0 || run.Part == nil || run.Before == nil {
+		t.Fatalf("run %+v", run)
+	}
+	last := &n.Events[len(n.Events)-1]
+	for i := range n.Events {
+		e := &n.Events[i]
+		if e.Packet == nil || e != last && ends(e) {
+			t.Fatalf("event %d of %d: %+v", i, len(n.Events), e)
+		}
+	}
+	switch {
+	case ends(last):
+		if s.Verdict != last.Code&0xff {
+			t.Fatalf("verdict %d of %+v", s.Verdict, last)
+		}
+	case run.Unresolved == "" || s.Verdict != VerdictUnknown && s.Verdict != NFStolen:
+		t.Fatalf("verdict %d, %q, of %+v", s.Verdict, run.Unresolved, last)
+	}
+	return len(n.Events)
 }
