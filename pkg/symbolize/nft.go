@@ -170,7 +170,7 @@ type nftKernel func(netlink.Message) ([]netlink.Message, error)
 // change is under way, in the namespace, as far as somebody can tell: nil says that it is so.
 func ReadNFT(ns *Namespace, idle func() (bool, error)) (*NFTRuleset, error) {
 	if !ns.sys.hasNFT() {
-		return newNFTRuleset(0), nil
+		return NewNFTRuleset(0, nil), nil
 	}
 	var r *NFTRuleset
 	err := ns.netlink(unix.NETLINK_NETFILTER, func(c *netlink.Conn) error {
@@ -334,16 +334,30 @@ func nested(ad *netlink.AttributeDecoder, f func(ad *netlink.AttributeDecoder)) 
 	})
 }
 
-func newNFTRuleset(gen uint32) *NFTRuleset {
-	return &NFTRuleset{
-		Gen: gen, tables: map[uint64]*NFTTable{},
+// NewNFTRuleset makes a ruleset of tables. What their chains and rules say of where they stand
+// (Table, Chain and Num) is set from the tables.
+func NewNFTRuleset(gen uint32, tables []*NFTTable) *NFTRuleset {
+	r := &NFTRuleset{
+		Gen: gen, Tables: tables, tables: map[uint64]*NFTTable{},
 		chains: map[nftHandles]*NFTChain{}, rules: map[nftHandles]*NFTRule{},
 	}
+	for _, t := range tables {
+		r.tables[t.Handle] = t
+		for _, c := range t.Chains {
+			c.Table = t
+			r.chains[nftHandles{t.Handle, c.Handle}] = c
+			for i, rule := range c.Rules {
+				rule.Chain, rule.Num = c, i+1
+				r.rules[nftHandles{t.Handle, rule.Handle}] = rule
+			}
+		}
+	}
+	return r
 }
 
 // dumpNFT reads a ruleset that holds still.
 func dumpNFT(ask nftKernel, gen uint32) (*NFTRuleset, error) {
-	r := newNFTRuleset(gen)
+	var tables []*NFTTable
 	// Messages name tables and chains by their names.
 	type names struct {
 		family       uint8
@@ -357,8 +371,7 @@ func dumpNFT(ask nftKernel, gen uint32) (*NFTRuleset, error) {
 		if err != nil {
 			return err
 		}
-		r.Tables = append(r.Tables, t)
-		r.tables[t.Handle] = t
+		tables = append(tables, t)
 		byName[names{t.Family, t.Name, ""}] = t
 		return nil
 	})
@@ -376,14 +389,13 @@ func dumpNFT(ask nftKernel, gen uint32) (*NFTRuleset, error) {
 		}
 		c.Table = t
 		t.Chains = append(t.Chains, c)
-		r.chains[nftHandles{t.Handle, c.Handle}] = c
 		chains[names{t.Family, t.Name, c.Name}] = c
 		return nil
 	})
 	if err != nil {
 		return nil, err
 	}
-	for _, t := range r.Tables {
+	for _, t := range tables {
 		t.Compat = t.compat()
 	}
 	err = nftDump(ask, unix.NFT_MSG_GETRULE, unix.NFT_MSG_NEWRULE, func(b []byte) error {
@@ -395,17 +407,13 @@ func dumpNFT(ask nftKernel, gen uint32) (*NFTRuleset, error) {
 		if c == nil {
 			return fmt.Errorf("rule %d is in no chain", m.handle)
 		}
-		rule := m.rule(c.Table)
-		rule.Chain = c
-		c.Rules = append(c.Rules, rule)
-		rule.Num = len(c.Rules)
-		r.rules[nftHandles{c.Table.Handle, rule.Handle}] = rule
+		c.Rules = append(c.Rules, m.rule(c.Table))
 		return nil
 	})
 	if err != nil {
 		return nil, err
 	}
-	return r, nil
+	return NewNFTRuleset(gen, tables), nil
 }
 
 // nftDump calls f with every message of a dump. It wraps errNFTChanged where
