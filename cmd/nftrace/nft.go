@@ -203,8 +203,10 @@ func (r *resolver) nftRun(s *events.Step) {
 	}
 	if s.Verdict == events.NFAccept {
 		n := t.NFT
-		if t.After = n.Behind; t.After == nil {
-			t.After = n.Events[len(n.Events)-1].Packet
+		if last := &n.Events[len(n.Events)-1]; n.Behind != nil {
+			t.After = n.Behind
+		} else if !last.Unsure {
+			t.After = last.Packet
 		}
 	}
 }
