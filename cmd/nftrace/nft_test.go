@@ -129,7 +129,8 @@ func TestNFTPath(t *testing.T) {
 			list{didRule(11, goTo, chainA), didRule(31, jump, chainB), didEnd(chainB), didRule(32, back), didPolicy(accept)},
 			"0 in:rule:1 goto A, 1 A:rule:1 jump B, 2 B:return:2 RETURN end, 1 A:rule:2 RETURN, 0 in:policy:7 ACCEPT policy"},
 		{"return in a base chain", false, list{didRule(11, back), didPolicy(accept)}, "0 in:rule:1 RETURN, 0 in:policy:7 ACCEPT policy"},
-		{"a base chain of NAT", false, list{didPolicy(accept)}, "0 in:policy:7 ACCEPT policy"},
+		{"goto, and its end is not told", false, list{didRule(11, goTo, chainA), didPolicy(drop)}, "0 in:rule:1 goto A, 0 in:policy:7 DROP policy"},
+		{"nothing matched", false, list{didPolicy(accept)}, "0 in:policy:7 ACCEPT policy"},
 
 		{"reject", false, list{didRule(13, drop)}, "0 in:rule:3 REJECT"},
 		{"DNAT", false, list{didRule(11, jump, chainA), didRule(33, accept)}, "0 in:rule:1 jump A, 1 A:rule:3 DNAT"},
@@ -245,6 +246,7 @@ func TestNFTRun(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			r := nftResolver(tt.known...)
+			var first *events.Rule
 			for n := range 2 { // the second time from the cache
 				s := nftStep(nativeTable, baseChain, didRule(11, events.NFDrop))
 				r.nftRun(s)
@@ -254,6 +256,12 @@ func TestNFTRun(t *testing.T) {
 				}
 				if got != tt.want || r.unresolved != unresolved {
 					t.Errorf("%q, %d unresolved, want %q", got, r.unresolved, tt.want)
+				}
+				if rules := s.Table.Rules; len(rules) > 0 {
+					if n > 0 && &rules[0] != first {
+						t.Error("it was worked out again")
+					}
+					first = &rules[0]
 				}
 				if known := s.Table.NFT.Chain == "in"; known != (unresolved == 0) {
 					t.Errorf("run %+v", s.Table.NFT)
@@ -385,6 +393,7 @@ func TestInOrder(t *testing.T) {
 		{"equal, nf_tables drops", events.HookForward, steps{nft("a", "filter", 0, drop)}, steps{legacy("filter", accept)}, "filter a"},
 		{"equal, nf_tables queues", events.HookForward, steps{nft("a", "filter", 0, events.NFQueue)}, steps{legacy("filter", accept)}, "filter a"},
 		{"equal, xtables is not known", events.HookForward, steps{nft("a", "filter", 0, accept)}, steps{legacy("filter", events.VerdictUnknown)}, "a filter"},
+		{"equal, nf_tables is not known", events.HookForward, steps{nft("a", "filter", 0, events.VerdictUnknown)}, steps{legacy("filter", accept)}, "a filter"},
 		{"nothing of xtables", events.HookForward, steps{nft("b", "filter", 1, accept), nft("a", "filter", 0, accept)}, nil, "b a"},
 	} {
 		all := append(append(steps{}, tt.nft...), tt.legacy...)
