@@ -134,6 +134,52 @@ func TestJSONSchema(t *testing.T) {
 	golden(t, "schema-zero.json", pretty.Bytes())
 }
 
+// What JSON says of nf_tables' tables and rules.
+func TestJSONNFT(t *testing.T) {
+	for _, name := range []string{"nft", "nft-compat", "nft-both", "nft-unresolved", "nft-hostile"} {
+		var b, pretty bytes.Buffer
+		if err := JSON(&b, journeys()[name]); err != nil {
+			t.Fatal(err)
+		}
+		var o Object
+		if err := json.Unmarshal(b.Bytes(), &o); err != nil {
+			t.Fatal(err)
+		}
+		// Packets are not what this is about.
+		type table struct {
+			Name       string `json:"name"`
+			Engine     string `json:"engine"`
+			Family     string `json:"family"`
+			BaseChain  string `json:"base_chain"`
+			Compat     bool   `json:"compat"`
+			Unresolved string `json:"unresolved"`
+			Verdict    string `json:"verdict"`
+			Rules      []Rule `json:"rules"`
+		}
+		var tables []table
+		for _, s := range o.Steps {
+			if s.Table == nil {
+				continue
+			}
+			r := s.Table
+			for i := range r.Rules {
+				r.Rules[i].Packet = nil
+			}
+			tables = append(tables, table{r.Name, r.Engine, r.Family, r.BaseChain, r.Compat, r.Unresolved, s.Verdict, r.Rules})
+		}
+		enc := json.NewEncoder(&pretty)
+		enc.SetEscapeHTML(false)
+		enc.SetIndent("", "  ")
+		if err := enc.Encode(struct {
+			Tables  []table `json:"tables"`
+			Outcome Outcome `json:"outcome"`
+		}{tables, o.Outcome}); err != nil {
+			t.Fatal(err)
+		}
+		golden(t, name+".json", appendJSONSafe(nil, pretty.Bytes()))
+	}
+}
+
 // JSON loses nothing of a hostile string that is UTF-8.
 func TestJSONHostile(t *testing.T) {
 	const name = "c1\x1b]0;pwned\a\u202e\u009b\x7f<b>\"\\"
@@ -223,10 +269,14 @@ func FuzzJourney(f *testing.F) {
 			{Chain: chain, Type: events.RuleType(action), Num: rule, Text: text, Action: action, Depth: depth},
 			{Chain: chain, Type: events.TypePolicy, Num: rule, IsPolicy: true, Action: action},
 		}, Met: []events.Met{{Pkt: &p}, {From: 1, Unsure: text}}}
+		nft := tab
+		native := *tab.Table
+		native.NFT = &events.NFTRun{Family: pf, Chain: chain, Type: text, Priority: depth, Compat: step&1 == 0}
+		nft.Table = &native
 		hk.Kind = events.StepHook
 		nat.Kind, nat.NAT = events.StepNAT, &events.NAT{Source: verdict > 0, Before: events.Tuple{Proto: hook}}
 		j := &events.Journey{First: p, HalfSeen: text, Lost: uint64(verdict),
-			Steps: []events.Step{nat, tab, nat, hk,
+			Steps: []events.Step{nat, tab, nft, nat, hk,
 				{Place: &events.Place{Out: d}, Kind: events.StepXmit}, {Place: &events.Place{Out: d, Netns: 5}, Kind: events.StepBridge},
 				{Place: &events.Place{}, Kind: 99}},
 			Outcome: events.Outcome{Kind: events.OutcomeKind(action), Device: d, NetnsName: ns, Step: step, Rule: rule}}

@@ -102,6 +102,25 @@ func (b *builder) table(name string, verdict int, rules ...string) *builder {
 	return b.step(s)
 }
 
+// nft says that the last table is nf_tables': of that family, and of iptables-nft if compat is
+// set. Its rules have handles from 13 on, but for policies and ends.
+func (b *builder) nft(family uint8, chain, kind string, priority int, compat bool) *builder {
+	run := b.j.Steps[len(b.j.Steps)-1].Table
+	run.NFT = &events.NFTRun{Family: family, Table: 7, Base: 1, Gen: 13, Chain: chain, Type: kind, Priority: priority, Compat: compat}
+	for i := range run.Rules {
+		if r := &run.Rules[i]; !r.IsPolicy && !r.IsEnd {
+			r.Handle = uint64(13 + i)
+		}
+	}
+	return b
+}
+
+// unresolved says that nobody knows what the last table did.
+func (b *builder) unresolved(why string) *builder {
+	b.j.Steps[len(b.j.Steps)-1].Table.Unresolved = why
+	return b
+}
+
 // marked says that the last table set the mark, before its last rule.
 func (b *builder) marked(mark uint32) *builder {
 	b.change(func(p *events.Packet) { p.Mark = mark })
@@ -321,6 +340,64 @@ func journeys() map[string]*events.Journey {
 			nat(false, false, 17, "172.17.0.3:35559 10.96.0.10:53", "172.17.0.3:35559 10.244.0.9:53").hook(events.NFAccept).
 			at(ip, fwd, docker0, eth0).hook(events.NFAccept).
 			end(events.Outcome{Kind: events.OutUnknown, Step: -1, Rule: -1}),
+		// nf_tables alone, of several families.
+		"nft": journey(tcpPacket("10.211.55.1", c1, 40000, 80, 2)).
+			at(ip, pre, eth0).table("raw", events.NFAccept, "pre:policy:1||ACCEPT").nft(events.PFIPv4, "pre", "filter", -300, false).
+			ct("NEW", false).table("nat", events.NFAccept, "pre:rule:1|tcp dport 80 dnat to 172.17.0.2:8080|DNAT").nft(events.PFIPv4, "pre", "nat", -100, false).
+			nat(false, false, 6, "10.211.55.1:40000 172.17.0.2:80", "10.211.55.1:40000 172.17.0.2:8080").hook(events.NFAccept).
+			ttl(63).at(ip, fwd, eth0, docker0).
+			table("fw", events.NFAccept, "fwd:rule:1|meta mark set 0x00000007|continue", "fwd:rule:3|iifname \"eth0\" jump web|jump web",
+				"web:rule:1 1|ct state new goto deep|goto deep", "deep:return:2 2||RETURN", "fwd:policy:5||ACCEPT").nft(events.PFInet, "fwd", "filter", 0, false).
+			marks(0, 7, 7, 7, 7).
+			table("fw", events.NFDrop, "late:rule:2|tcp dport 8080 counter reject with tcp reset|REJECT").nft(events.PFInet, "late", "filter", 10, false).
+			hook(events.NFDrop).dropTable(),
+		"nft-policy": journey(tcpPacket("10.211.55.1", c1, 40000, 80, 2)).
+			at(ip, in, eth0).table("fw", events.NFDrop, "in:policy:3||DROP").nft(events.PFInet, "in", "filter", 0, false).
+			hook(events.NFDrop).dropTable(),
+		// The connection's first packet settled NAT: the table named so has no chain of that type.
+		"nft-established": journey(tcpPacket("10.211.55.1", c1, 40000, 80, 0x18)).
+			at(ip, pre, eth0).ct("ESTABLISHED", false).
+			table("nat", events.NFAccept, "pre:policy:1||ACCEPT").nft(events.PFIPv4, "pre", "filter", -100, false).hook(events.NFAccept).
+			deliver().delivered(),
+		"nft-bridge": journey(ping(c2, c1, false)).
+			at(br, fwd, vethc2, vethc1).table("b", events.NFAccept, "f:rule:1|meta pkttype unicast accept|ACCEPT").nft(events.PFBridge, "f", "filter", -200, false).
+			table("filter", events.NFDrop, "FORWARD:rule:1|-p IPv4 -j DROP|DROP").nft(events.PFBridge, "FORWARD", "filter", -200, true).
+			hook(events.NFDrop).dropTable(),
+		// iptables-nft alone looks as iptables-legacy does.
+		"nft-compat": journey(tcpPacket("10.211.55.1", c1, 40000, 80, 2)).
+			at(ip, in, eth0).ct("NEW", false).
+			table("filter", events.NFDrop, "INPUT:rule:1|-p tcp -j U|jump U", "U:return:1 1|-j RETURN|RETURN", "INPUT:policy:2|-j DROP|DROP").
+			nft(events.PFIPv4, "INPUT", "filter", 0, true).hook(events.NFDrop).dropTable(),
+		"nft-queued": journey(ping(c2, c1, false)).at(ip, in, eth0).
+			table("fw", events.NFQueue, "in:rule:1|queue to 11|QUEUE").nft(events.PFInet, "in", "filter", 0, false).hook(events.VerdictUnknown).
+			end(events.Outcome{Kind: events.OutQueued, Step: 0, Rule: 0}),
+		"nft-both": journey(tcpPacket("10.211.55.1", c1, 40000, 80, 2)).
+			at(ip, in, eth0).ct("NEW", false).
+			table("mangle", events.NFAccept, "INPUT:policy:1||ACCEPT").
+			table("fw", events.NFAccept, "in:policy:1||ACCEPT").nft(events.PFInet, "in", "filter", -10, false).
+			table("filter", events.NFAccept, "INPUT:rule:1|-p tcp -j ACCEPT|ACCEPT").
+			table("filter", events.NFDrop, "INPUT:rule:1|-p tcp -j DROP|DROP").nft(events.PFIPv4, "INPUT", "filter", 0, true).
+			hook(events.NFDrop).dropTable(),
+		"nft-both-legacy": journey(tcpPacket("10.211.55.1", c1, 40000, 80, 2)).
+			at(ip, in, eth0).ct("NEW", false).
+			table("filter", events.NFAccept, "INPUT:policy:1||ACCEPT").nft(events.PFIPv4, "INPUT", "filter", 0, true).
+			table("filter", events.NFDrop, "INPUT:policy:4||DROP").hook(events.NFDrop).dropTable(),
+		"nft-unresolved": journey(tcpPacket("10.211.55.1", c1, 40000, 80, 2)).
+			at(ip, in, eth0).
+			table("fw", events.NFAccept).nft(events.PFInet, "", "", 0, false).unresolved("handles 13, 17: the ruleset was replaced meanwhile").
+			table("fw", events.NFDrop).nft(events.PFInet, "", "", 0, false).unresolved("handle 19: the ruleset was replaced meanwhile").
+			by(events.OutDropped),
+		"nft-gone": journey(tcpPacket("10.211.55.1", c1, 40000, 80, 2)).
+			at(ip, in, eth0).
+			table("fw", events.NFStolen).nft(events.PFInet, "in", "filter", 0, false).unresolved("the packet was gone before nf_tables told which rule took it").
+			by(events.OutStolen),
+		"nft-hostile": func() *events.Journey {
+			b := journey(ping(c2, c1, false)).at(ip, in, eth0).
+				table("f\x1b[2Jw\u202e", events.NFAccept, "in\r\x1b]0;p\a:rule:1|jump w\x00eb|jump w\x1b[1mb").nft(events.PFInet, "in\r\x1b]0;p\a", "filter", 0, false).
+				table("f\n2", events.NFDrop, "i\nn:policy:1||DROP").nft(events.PFIPv6, "i\nn", "fil\u009bter", 0, false)
+			j := b.by(events.OutDropped)
+			return b.table("f\xff", events.NFDrop).nft(200, "\x7f", "", 0, false).unresolved("\x1b[31m\u2028").end(j.Outcome)
+		}(),
 		"untracked": journey(pkt4(v4{id: 1, ttl: 64, proto: 17, src: c2, dst: c1, l4: udp53}.bytes())).
 			at(ip, pre, docker0).table("raw", events.NFAccept, "PREROUTING:rule:1|-p udp -j CT --notrack|continue", "PREROUTING:policy:2||ACCEPT").
 			ct("UNTRACKED", false).policy("mangle", 1).deliver().delivered(),

@@ -751,7 +751,7 @@ func (t *tree) outcome() {
 	}
 	who := by(t.j)
 	s, text := warning, ""
-	_, r := decider(t.j)
+	decidedBy, r := decider(t.j)
 	switch o.Kind {
 	case events.OutSent:
 		s, text = good, "accepted, sent out of "+device(o.Device)+where
@@ -774,7 +774,7 @@ func (t *tree) outcome() {
 			who = "a hook that nftrace does not know"
 		}
 		text += who
-		if r == nil {
+		if r == nil && (decidedBy == nil || decidedBy.Table == nil) {
 			text += " (a fragment waiting for the others, for example)"
 		}
 	case events.OutQueued:
