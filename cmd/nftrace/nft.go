@@ -3,6 +3,7 @@ package main
 import (
 	"encoding/binary"
 	"fmt"
+	"math"
 	"strings"
 	"sync"
 
@@ -462,6 +463,36 @@ func inOrder(steps []events.Step, nft int) []events.Step {
 		}
 	}
 	return append(append(out, mine...), others...)
+}
+
+const changedByNFT = "nf_tables may have changed it before"
+
+// behindNFT takes back what is said of the packet in xtables' tables, all but the first nft of
+// steps, that may have run behind a base chain that changed it.
+func behindNFT(steps []events.Step, nft int) {
+	first := math.MaxInt
+	for i := range steps[:nft] {
+		t := steps[i].Table
+		changed := t.NFT.Behind != nil
+		for k := range t.NFT.Events {
+			e := &t.NFT.Events[k]
+			changed = changed || e.Unsure || e.Packet != &t.Part.Before
+		}
+		switch {
+		case !changed:
+		case t.NFT.Chain == "":
+			first = math.MinInt // nobody knows where it ran
+		default:
+			first = min(first, priority(&steps[i]))
+		}
+	}
+	for i := nft; i < len(steps); i++ {
+		t := steps[i].Table
+		if len(t.Rules) > 0 && priority(&steps[i]) >= first {
+			t.Met = append(t.Met[:0], events.Met{Unsure: changedByNFT})
+			t.After = nil
+		}
+	}
 }
 
 // ended is 1 if a table kept the packet from going on.

@@ -483,3 +483,57 @@ func TestNFTRulesetsAreBounded(t *testing.T) {
 		t.Errorf("%d rules, %+v", r.rules, r.find(id(13)))
 	}
 }
+
+// What xtables' tables met where a rule of nf_tables sets mark 7 at the same hook, at priority
+// 13: those before it an unmarked packet.
+func TestNFTChangesPacket(t *testing.T) {
+	marked := pkt(7, 64)
+	for _, tt := range []struct {
+		name         string
+		unresolved   bool // nf_tables' rules are not known
+		afterNAT     bool
+		mangle       rule
+		first, again []packetRule // of tables mangle (-150) and security (50)
+	}{
+		{"between them", false, false, rule{cond: true}, []packetRule{{0, 64, ""}, {0, 64, ""}}, []packetRule{not("nf_tables"), not("nf_tables")}},
+		{"the first marks it, too", false, false, markIf(3), []packetRule{{0, 64, ""}, {3, 64, ""}}, []packetRule{not("nf_tables"), not("nf_tables")}},
+		{"the first does something unknown", false, false, rule{cond: true, target: "NOBODYKNOWS"},
+			[]packetRule{{0, 64, ""}, not("NOBODYKNOWS")}, []packetRule{not("nf_tables"), not("nf_tables")}},
+		{"nobody knows where", true, false, rule{cond: true}, []packetRule{not("nf_tables"), not("nf_tables")}, []packetRule{not("nf_tables"), not("nf_tables")}},
+		{"behind NAT", false, true, rule{cond: true}, []packetRule{not("nf_tables"), not("nf_tables")}, []packetRule{not("nf_tables"), not("nf_tables")}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			rules := known(nftRules(13))
+			if tt.unresolved {
+				rules = empty(13)
+			}
+			r := nftResolver(rules)
+			mangle := namedTable(t, "mangle", []rule{tt.mangle}, nil)
+			security := namedTable(t, "security", []rule{{cond: true}}, nil)
+			r.tables = resolverOf(mangle, security).tables
+			part := &events.Part{Before: *pkt(0, 64), After: marked, Changed: true, AfterNAT: tt.afterNAT}
+			part.Before.Len, marked.Len = 84, 84
+			j := journeyOf(events.NFAccept, part, hits(0, 1, 1, 1), hits(0, 1, 1, 1))
+			j.Steps[0].Table.Name, j.Steps[1].Table.Name = "mangle", "security"
+			nft := nftStepOf(part, nativeTable, baseChain, didRule(11, events.NFTContinue),
+				events.NFTEvent{What: events.NFTRule, Rule: 12, Code: events.NFAccept, Packet: marked})
+			j.Steps = append([]events.Step{*nft}, j.Steps...)
+			r.journey(j)
+			for i := range 3 {
+				s := &j.Steps[i]
+				switch s.Table.Name {
+				case "mangle":
+					checkPackets(t, s.Table, tt.first)
+				case "security":
+					checkPackets(t, s.Table, tt.again)
+					if s.Table.After != nil {
+						t.Errorf("behind it: %+v", s.Table.After)
+					}
+				}
+				if s.Table.NFT == nil && (len(s.Table.Rules) != 2 || len(s.Table.Met) == 0) {
+					t.Errorf("table %s: %q, %+v", s.Table.Name, s.Table.Unresolved, s.Table.Rules)
+				}
+			}
+		})
+	}
+}

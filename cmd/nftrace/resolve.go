@@ -113,6 +113,9 @@ func (r *resolver) tablesOf(part *events.Part, steps []events.Step) bool {
 	if n < len(steps) {
 		r.part(part, steps[n:])
 	}
+	if part.Changed {
+		behindNFT(steps, n)
+	}
 	if n == 0 {
 		return part.Verdict != events.NFAccept
 	}
@@ -162,7 +165,8 @@ func (r *resolver) part(part *events.Part, steps []events.Step) {
 // work works out the runs of a part.
 func (r *resolver) work(steps []events.Step) {
 	r.runs = r.runs[:0]
-	plain := true // the packet's addresses are those that it came with
+	// The packet's addresses are those that it came with.
+	plain := !steps[0].Table.Part.Changed
 	for i := range steps {
 		s := &steps[i]
 		rs := r.see(s)
@@ -365,10 +369,13 @@ func packetsOf(runs []tableRun) {
 			changers++
 		}
 	}
-	c := chain{part: part, changers: changers}
+	c := chain{part: part, changers: changers, lost: part.Changed}
 	switch {
 	case part.Before.Data == nil:
 		c.unsure = "it was not seen between NAT and its end"
+		c.changers = -1
+	case part.AfterNAT && part.Changed:
+		c.unsure = changedByNFT
 		c.changers = -1
 	case part.AfterNAT && changers > 0:
 		// It was seen behind the part only.

@@ -95,8 +95,10 @@ type call struct {
 	size  int     // of the packet, as the bytes of the tables' hits have it
 	first int     // its first table of xtables in Steps
 	seen  *Packet // nil: not known
-	// nftVerdict is that of the last base chain of nf_tables in it.
+	// nftVerdict is that of the last base chain of nf_tables in it, and nftSeen the packet
+	// behind that, if it was seen there.
 	nftVerdict int
+	nftSeen    *Packet
 }
 
 // NewAssembler returns an empty Assembler.
@@ -387,7 +389,7 @@ func (a *Assembler) hook(d *draft, h *bpf.NftraceRecHdr, raw []byte) error {
 	var p *Part
 	if hasBefore || hasTables || len(d.nft.events) > 0 {
 		p = d.parts.take()
-		p.After, p.AfterNAT, p.Verdict, p.Pattern = nil, behind, VerdictUnknown, nil
+		p.After, p.AfterNAT, p.Changed, p.Verdict, p.Pattern = nil, behind, false, VerdictUnknown, nil
 		if hasBefore {
 			p.rawBefore = r.Before
 			readPacket(&p.Before, &p.rawBefore)
@@ -418,7 +420,7 @@ func (a *Assembler) hook(d *draft, h *bpf.NftraceRecHdr, raw []byte) error {
 	a.name(&pattern.place)
 	c.open, c.natted, c.ended, c.pattern, c.part = true, false, false, pattern, nil
 	c.time, c.cpu = ns(h.Ts), int(h.Cpu)
-	c.nftVerdict = NFAccept
+	c.nftVerdict, c.nftSeen = NFAccept, nil
 	if len(d.nft.events) > 0 {
 		c.part = p
 		a.nftRuns(d, p)
@@ -428,7 +430,7 @@ func (a *Assembler) hook(d *draft, h *bpf.NftraceRecHdr, raw []byte) error {
 		c.part, c.size = p, pattern.size
 		if kept {
 			c.size = int(r.Before.Len)
-			if hasBefore {
+			if hasBefore && !p.Changed {
 				p.Pattern = pattern
 			}
 		}
@@ -597,6 +599,9 @@ func (a *Assembler) endPart(d *draft, verdict int) {
 	c.part.Verdict = verdict
 	if verdict == NFAccept && c.part.After == nil && !d.gap && !c.pattern.unseen {
 		c.part.After = &c.part.Before
+		if c.nftSeen != nil && !c.part.AfterNAT {
+			c.part.After = c.nftSeen
+		}
 	}
 	if c.nftVerdict != NFAccept {
 		// It was nf_tables that did it: xtables' tables let it pass.

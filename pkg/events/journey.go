@@ -289,6 +289,9 @@ type Part struct {
 	// Verdict is NFAccept where the packet went on behind the part, else NFDrop
 	// or VerdictUnknown.
 	Verdict int
+	// Changed is set where nf_tables changed the packet within the part, or may have: what
+	// xtables' tables met hangs on where among them they ran.
+	Changed bool
 	// Pattern is that of the part's record. It is nil where the part's tables and their
 	// hits do not follow from it and the length of the packet.
 	Pattern *Pattern

@@ -78,6 +78,7 @@ const (
 func (a *Assembler) nftRuns(d *draft, part *Part) {
 	c := &d.call
 	all := d.nft.events
+	part.Changed = d.nftChanged(part)
 	for len(all) > 0 {
 		n := 1
 		first := &all[0].rec
@@ -89,8 +90,25 @@ func (a *Assembler) nftRuns(d *draft, part *Part) {
 	}
 	if p := d.nft.packet; p != nil {
 		d.see(p)
+		c.nftSeen = p
 	}
 	c.nftVerdict = d.j.Steps[len(d.j.Steps)-1].Verdict
+}
+
+// nftChanged tells whether the packet was changed among the rules of a part. Behind NAT it is
+// another one anyway when it is first seen.
+func (d *draft) nftChanged(part *Part) bool {
+	last := d.nft.packet
+	if last == nil || !part.AfterNAT {
+		return last != nil
+	}
+	for i := range d.nft.events {
+		e := &d.nft.events[i]
+		if e.packet != nil && e.packet != last || e.changed != nil && e.changed != last {
+			return true
+		}
+	}
+	return d.call.seen == nil || d.call.seen.Mark != last.Mark
 }
 
 // nftRun adds one run. alone is whether nothing can have changed the packet before it in the

@@ -547,3 +547,72 @@ func checkNFT(t *testing.T, s *Step) int {
 	}
 	return len(n.Events)
 }
+
+// Whether nf_tables changed the packet in a part, and what it was behind the part.
+func TestNFTChanged(t *testing.T) {
+	filter := part{hook: HookForward, tables: []string{"filter"}, runs: 1, hits: []bpf.NftraceHit{hit(0, 4, 1)}}
+	rewritten, marked := dnatted(), dnatted()
+	marked.Mark = 3
+	behindNAT := func(all ...bpf.NftracePkt) func(s *script) {
+		return func(s *script) {
+			s.part(filter)
+			s.nat(1)
+			for i, p := range all {
+				s.sawPacket(p, 0)
+				s.nft(inChain(uint64(i+2), nftRule(5, NFAccept)))
+			}
+			again := filter
+			again.before = &all[len(all)-1]
+			s.part(again)
+		}
+	}
+	for _, tt := range []struct {
+		name    string
+		run     func(s *script)
+		changed bool
+		after   uint32 // mark
+	}{
+		{"no", func(s *script) { s.nft(nftRule(5, NFAccept)); s.part(filter) }, false, 0},
+		{"by a rule", func(s *script) { s.saw(3, 0); s.nft(nftRule(5, NFAccept)); s.part(filter) }, true, 3},
+		{"between two", func(s *script) {
+			s.nft(nftRule(5, NFAccept))
+			s.saw(3, between)
+			s.nft(inChain(2, nftRule(6, NFAccept)))
+			s.part(filter)
+		}, true, 3},
+		{"and again behind them", func(s *script) {
+			s.saw(3, 0)
+			s.nft(nftRule(5, NFAccept))
+			s.part(filter)
+			p := ping()
+			p.Mark = 5
+			s.after(p)
+		}, true, 5},
+		{"at the hook before", func(s *script) {
+			s.saw(3, 0)
+			s.nft(nftRule(5, NFAccept))
+			s.part(part{hook: HookPreRouting, before: &bpf.NftracePkt{}})
+			s.part(filter)
+		}, false, 0},
+		{"by NAT only", behindNAT(rewritten), false, 0},
+		{"by NAT and a rule", behindNAT(marked), true, 3},
+		{"behind NAT", behindNAT(rewritten, marked), true, 3},
+	} {
+		s := newScript(t, NewAssembler(), 7)
+		tt.run(s)
+		s.xmit()
+		s.end(0)
+		j := s.journey()
+		i := len(j.Steps) - 1
+		for j.Steps[i].Table == nil {
+			i--
+		}
+		p := j.Steps[i].Table.Part
+		if p.Changed != tt.changed || (p.Pattern == nil) != tt.changed {
+			t.Errorf("%s: changed %v, pattern %p", tt.name, p.Changed, p.Pattern)
+		}
+		if p.After == nil || p.After.Mark != tt.after {
+			t.Errorf("%s: behind it %+v, want mark %d", tt.name, p.After, tt.after)
+		}
+	}
+}
