@@ -382,6 +382,11 @@ func journeys() map[string]*events.Journey {
 			at(ip, in, eth0).ct("NEW", false).
 			table("filter", events.NFAccept, "INPUT:policy:1||ACCEPT").nft(events.PFIPv4, "INPUT", "filter", 0, true).
 			table("filter", events.NFDrop, "INPUT:policy:4||DROP").hook(events.NFDrop).dropTable(),
+		// nft's own tables are told from legacy ones by their families.
+		"nft-native-legacy": journey(tcpPacket("10.211.55.1", c1, 40000, 80, 2)).
+			at(ip, in, eth0).ct("NEW", false).
+			table("filter", events.NFAccept, "input:policy:1||ACCEPT").nft(events.PFIPv4, "input", "filter", -10, false).
+			policy("filter", 1).hook(events.NFAccept).deliver().delivered(),
 		"nft-unresolved": journey(tcpPacket("10.211.55.1", c1, 40000, 80, 2)).
 			at(ip, in, eth0).
 			table("fw", events.NFAccept).nft(events.PFInet, "", "", 0, false).unresolved("handles 13, 17: the ruleset was replaced meanwhile").
