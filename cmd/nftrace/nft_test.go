@@ -537,3 +537,20 @@ func TestNFTChangesPacket(t *testing.T) {
 		})
 	}
 }
+
+// Behind nf_tables' rules that changed it, legacy rules are not held against the addresses that
+// the packet came with.
+func TestNFTChangesAddresses(t *testing.T) {
+	for _, changed := range []bool{false, true} {
+		part := &events.Part{Before: *pkt(0, 64), Changed: changed}
+		part.Before.Data[12] = 11 // no rule with a condition fits 11.0.0.1
+		part.Before.Len = 84
+		r := nftResolver(known(nftRules(13)))
+		r.tables = resolverOf(inputTable(t, []rule{{cond: true, target: "ACCEPT"}}, nil)).tables
+		j := journeyOf(events.NFAccept, part, hits(0, 1))
+		r.journey(j)
+		if known := j.Steps[0].Table.Unresolved == ""; known != changed {
+			t.Errorf("changed %v: %q", changed, j.Steps[0].Table.Unresolved)
+		}
+	}
+}

@@ -553,6 +553,8 @@ func TestNFTChanged(t *testing.T) {
 	filter := part{hook: HookForward, tables: []string{"filter"}, runs: 1, hits: []bpf.NftraceHit{hit(0, 4, 1)}}
 	rewritten, marked := dnatted(), dnatted()
 	marked.Mark = 3
+	slower := dnatted()
+	slower.Data[8]--
 	behindNAT := func(all ...bpf.NftracePkt) func(s *script) {
 		return func(s *script) {
 			s.part(filter)
@@ -597,6 +599,7 @@ func TestNFTChanged(t *testing.T) {
 		{"by NAT only", behindNAT(rewritten), false, 0},
 		{"by NAT and a rule", behindNAT(marked), true, 3},
 		{"behind NAT", behindNAT(rewritten, marked), true, 3},
+		{"behind NAT, but for its mark", behindNAT(rewritten, slower), true, 0},
 	} {
 		s := newScript(t, NewAssembler(), 7)
 		tt.run(s)
@@ -613,6 +616,13 @@ func TestNFTChanged(t *testing.T) {
 		}
 		if p.After == nil || p.After.Mark != tt.after {
 			t.Errorf("%s: behind it %+v, want mark %d", tt.name, p.After, tt.after)
+		}
+		next := newScript(t, s.a, 8)
+		next.now = s.now + uint64(3*settle)
+		next.filter(HookForward)
+		next.end(0)
+		if p := next.journey().Steps[0].Table.Part; p.Changed {
+			t.Errorf("%s: the next journey's, too", tt.name)
 		}
 	}
 }
