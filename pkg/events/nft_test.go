@@ -516,7 +516,7 @@ var nftScripts = []func(s *script){
 		s.nft(inChain(2, nftRule(6, NFTContinue)))
 		s.first(HookForward, 0)
 		s.nat(1)
-		s.nft(nftRule(5, NFQueue))
+		s.nft(nftRule(5, NFAccept), nftRule(5, 11<<16|NFQueue))
 		s.first(HookForward, 0)
 		s.end(0)
 	},
