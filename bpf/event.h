@@ -139,6 +139,7 @@ struct rec_nft {
 	__u8 ctinfo; /* as in struct pkt */
 	__u8 flags;  /* enum pkt_flag */
 	__u8 pad[4];
+	/* Of the first one of a run of a base chain only. */
 	char name[32];	     /* of the table, cut */
 	char chain_name[32]; /* of the base chain, cut */
 };

@@ -117,6 +117,7 @@ static __always_inline int nft_did(struct sk_buff *skb,
 	struct rec_nft r = {};
 	struct frame *f;
 	struct nft_table *table;
+	u64 size = sizeof(r);
 	s32 code;
 
 	if (!j)
@@ -150,10 +151,6 @@ static __always_inline int nft_did(struct sk_buff *skb,
 	r.table = BPF_CORE_READ(table, handle);
 	r.base = BPF_CORE_READ(base, chain.handle);
 	r.family = BPF_CORE_READ_BITFIELD_PROBED(table, family);
-	bpf_probe_read_kernel_str(r.name, sizeof(r.name),
-				  BPF_CORE_READ(table, name));
-	bpf_probe_read_kernel_str(r.chain_name, sizeof(r.chain_name),
-				  BPF_CORE_READ(base, chain.name));
 	r.gen = nft_now((void *)f->net, f->rec.hdr.netns);
 	/* A packet that was stolen is somebody else's by now. */
 	if (code != NF_STOLEN) {
@@ -167,7 +164,17 @@ static __always_inline int nft_did(struct sk_buff *skb,
 	rec_begin(&r.hdr, REC_NFT, j, NULL, bpf_ktime_get_ns(),
 		  bpf_get_smp_processor_id());
 	r.hdr.netns = f->rec.hdr.netns;
-	rec_send(&r, sizeof(r));
+	if (r.base == f->nft_base) {
+		size = offsetof(struct rec_nft, name);
+	} else {
+		bpf_probe_read_kernel_str(r.name, sizeof(r.name),
+					  BPF_CORE_READ(table, name));
+		bpf_probe_read_kernel_str(r.chain_name, sizeof(r.chain_name),
+					  BPF_CORE_READ(base, chain.name));
+	}
+	/* A verdict ends the run; what comes next is another one. */
+	f->nft_base = code < 0 ? r.base : 0;
+	rec_send(&r, size);
 	return 0;
 }
 

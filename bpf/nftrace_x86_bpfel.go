@@ -74,6 +74,7 @@ type NftraceFrame struct {
 	Nft        uint32
 	NftChanged uint32
 	_          [4]byte
+	NftBase    uint64
 	Skipped    uint64
 	Slots      uint64
 	NftPkt     NftracePkt

@@ -247,6 +247,7 @@ struct frame {
 	u32 kept; /* its tables' counters are in kept, not in a snapshot of its own */
 	u32 nft;	 /* nf_tables did something with it */
 	u32 nft_changed; /* since the call, and is as nft_pkt has it */
+	u64 nft_base;	 /* the base chain that nf_tables is in; 0: none */
 	u64 skipped;	 /* nft_skipped() when it opened */
 	u64 slots;	 /* a bit for each that its tables have there */
 	struct pkt nft_pkt;
@@ -1285,6 +1286,7 @@ static __always_inline void frame_open(struct where *w, u64 sp,
 		read_pkt(&f->rec.before, skb, net);
 	f->nft = 0;
 	f->nft_changed = 0;
+	f->nft_base = 0;
 	f->skipped = nft_stats ? nft_skipped(w->percpu) : 0;
 
 	f->sp = sp;

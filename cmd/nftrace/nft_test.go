@@ -183,6 +183,21 @@ func TestNFTPath(t *testing.T) {
 	}
 }
 
+// A base chain is there before the commit that brings it, and without its rules.
+func TestNFTPathNotInForce(t *testing.T) {
+	for _, did := range [][]events.NFTEvent{{didPolicy(events.NFAccept)}, {didEnd(2), didPolicy(events.NFAccept)}} {
+		s := nftStep(nativeTable, 2, did...)
+		s.Table.NFT.Chain = "new"
+		p, err := newNFTPath(nftRules(13), s)
+		if err != nil || len(p.rules) != 1 || p.of[0] != len(did)-1 || p.chain != "new" || p.compat {
+			t.Fatalf("%+v, %v", p, err)
+		}
+		if r := p.rules[0]; r.Chain != "new" || r.Type != events.TypePolicy || r.Num != 1 || !r.IsPolicy || r.Action != "ACCEPT" {
+			t.Errorf("%+v", r)
+		}
+	}
+}
+
 func TestNFTPathUnknown(t *testing.T) {
 	for _, tt := range []struct {
 		name        string
@@ -192,7 +207,7 @@ func TestNFTPathUnknown(t *testing.T) {
 	}{
 		{"the table", 2, baseChain, []events.NFTEvent{didRule(11, events.NFAccept)}, "handle 11: the ruleset was replaced meanwhile"},
 		{"the base chain", nativeTable, 2, []events.NFTEvent{didRule(11, events.NFTContinue), didEnd(2), didRule(13, events.NFDrop)}, "handles 11, 13: "},
-		{"the table, and no rule was met", 2, baseChain, []events.NFTEvent{didPolicy(events.NFDrop)}, "no rule: "},
+		{"the table, and no rule was met", 2, baseChain, []events.NFTEvent{didEnd(3), didPolicy(events.NFDrop)}, "no rule: "},
 		{"a rule", nativeTable, baseChain, []events.NFTEvent{didRule(11, events.NFTContinue), didRule(17, events.NFDrop)}, "handle 17: "},
 		{"where a rule leads", nativeTable, baseChain, []events.NFTEvent{didRule(11, events.NFTJump, 2)}, "handle 11: it leads to a chain that is not there"},
 		{"a chain that ended", nativeTable, baseChain, []events.NFTEvent{didRule(11, events.NFTJump, chainA), didEnd(2)}, "handle 11: "},
@@ -208,7 +223,7 @@ func TestNFTPathUnknown(t *testing.T) {
 // nftResolver knows these rulesets.
 func nftResolver(all ...*nftRuleset) *resolver {
 	r := resolverOf()
-	r.nft = newNFTRulesets(nil, &speaker{})
+	r.nft = newNFTRulesets(nil, nil, &speaker{})
 	for _, rs := range all {
 		r.nft.keep(nftID{77, rs.gen()}, rs)
 	}
@@ -459,7 +474,7 @@ func TestNFTRulesetsAreBounded(t *testing.T) {
 		"small": {rules: maxNFTRules/1000 - 2, kept: 1000},
 		"large": {rules: maxNFTRules, kept: leastKept},
 	} {
-		r := newNFTRulesets(nil, nil)
+		r := newNFTRulesets(nil, nil, nil)
 		rules := &symbolize.NFTRuleset{Tables: []*symbolize.NFTTable{{Chains: []*symbolize.NFTChain{{Rules: make([]*symbolize.NFTRule, c.rules)}}}}}
 		const all = 1013
 		for n := range all {
@@ -476,7 +491,7 @@ func TestNFTRulesetsAreBounded(t *testing.T) {
 		}
 	}
 	// One that was lost counts, too, and is found again.
-	r := newNFTRulesets(nil, nil)
+	r := newNFTRulesets(nil, nil, nil)
 	lost := &nftRuleset{err: errors.New("it is gone")}
 	r.keep(id(13), lost)
 	if r.rules != 1 || r.find(id(13)) != lost {

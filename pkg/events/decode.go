@@ -63,8 +63,13 @@ func recNAT(raw []byte) (*bpf.NftraceRecNat, error) {
 	return view[bpf.NftraceRecNat](raw, unsafe.Sizeof(bpf.NftraceRecNat{}))
 }
 
-func recNFT(raw []byte) (*bpf.NftraceRecNft, error) {
-	return view[bpf.NftraceRecNft](raw, unsafe.Sizeof(bpf.NftraceRecNft{}))
+// recNFT returns a copy: the names are not there but in the first record of a run.
+func recNFT(raw []byte) (r bpf.NftraceRecNft, err error) {
+	if min := unsafe.Offsetof(r.Name); uintptr(len(raw)) < min {
+		return r, tooShort(raw, min)
+	}
+	copy(unsafe.Slice((*byte)(unsafe.Pointer(&r)), unsafe.Sizeof(r)), raw)
+	return r, nil
 }
 
 func recPkt(raw []byte) (*bpf.NftraceRecPkt, error) {

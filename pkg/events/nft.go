@@ -41,7 +41,7 @@ func (d *draft) addNFT(raw []byte) error {
 		return err
 	}
 	n := &d.nft
-	n.events = append(n.events, nftRecord{*r, n.packet, n.next})
+	n.events = append(n.events, nftRecord{r, n.packet, n.next})
 	if n.next != nil {
 		n.packet, n.next = n.next, nil
 	}

@@ -488,7 +488,7 @@ func TestNFTBadRecords(t *testing.T) {
 	for _, typ := range []bpf.NftraceRecType{bpf.NftraceRecTypeREC_NFT, bpf.NftraceRecTypeREC_SEEN} {
 		var r bpf.NftraceRecNft
 		r.Hdr.Type = uint16(typ)
-		size := unsafe.Sizeof(r)
+		size := unsafe.Offsetof(r.Name) // the shortest
 		if typ == bpf.NftraceRecTypeREC_SEEN {
 			size = unsafe.Sizeof(bpf.NftraceRecPkt{})
 		}
