@@ -128,15 +128,16 @@ func (r *nftRulesets) read(ns *symbolize.Namespace) (*symbolize.NFTRuleset, erro
 
 // readTexts reads the texts of a ruleset's rules.
 func (r *nftRulesets) readTexts(rs *nftRuleset) {
-	r.reading.Lock()
-	defer r.reading.Unlock()
 	native := rs.ReadTexts(rs.ns)
 	if native == "" {
 		return
 	}
+	r.reading.Lock()
+	now, err := r.read(rs.ns)
+	r.reading.Unlock()
 	// Where it was replaced meanwhile, rules of it are still there, for most changes are small:
 	// one with the same handle is the same rule.
-	if now, err := r.read(rs.ns); err == nil && now.Gen != rs.Gen {
+	if err == nil && now.Gen != rs.Gen {
 		native = now.ReadTexts(rs.ns)
 		for _, t := range rs.Tables {
 			for _, c := range t.Chains {
@@ -173,8 +174,9 @@ func (r *resolver) nftRun(s *events.Step) {
 	r.key = nftKey(r.key[:0], s)
 	rs := r.seeNFT(s)
 	path, err := r.nftPath(rs, s)
-	if err != nil {
-		// The packet may have been on its way when another CPU replaced the rulesets.
+	if err != nil && rs.err == nil {
+		// What it met is not in this ruleset: it was on its way when another CPU replaced
+		// the one before. Of a ruleset that is not known nobody can say so.
 		before := r.nft.get(nftID{s.Netns, t.NFT.Gen - 1})
 		if before != nil {
 			path, _ = r.nftPath(before, s)
