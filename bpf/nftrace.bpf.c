@@ -524,22 +524,35 @@ int BPF_PROG(nft_trace_info, struct nft_traceinfo___6_3 *info,
 }
 
 /*
- * net/netfilter/nf_tables_api.c: a new generation of a namespace's rulesets, to be read before
- * the next one if packets are followed there.
+ * net/netfilter/nf_tables_api.c: nobody else changes anything until this is over, and nothing is
+ * changed yet.
  */
-SEC("fexit/nf_tables_commit")
+SEC("fentry/nf_tables_commit")
 int BPF_PROG(nft_commit, struct net *net)
 {
-	struct new_table news = {};
-	struct nft_gen *had;
+	u32 netns = net->ns.inum;
+	struct nft_gen *had = bpf_map_lookup_elem(&nft_gens, &netns);
 
-	news.netns = net->ns.inum;
-	had = bpf_map_lookup_elem(&nft_gens, &news.netns);
 	if (!had)
 		return 0;
-	news.gen = nft_generation(net, nft_net_id);
-	had->parity = nft_parity(net, news.gen);
+	had->parity = nft_parity(net, nft_generation(net, nft_net_id));
 	had->sure = 1;
+	return 0;
+}
+
+/*
+ * There is a new generation of a namespace's rulesets, to be read before the next one if packets
+ * are followed there.
+ */
+SEC("fexit/nf_tables_commit")
+int BPF_PROG(nft_committed, struct net *net)
+{
+	struct new_table news = {};
+
+	news.netns = net->ns.inum;
+	if (!bpf_map_lookup_elem(&nft_gens, &news.netns))
+		return 0;
+	news.gen = nft_generation(net, nft_net_id);
 	bpf_ringbuf_output(&new_tables, &news, sizeof(news),
 			   BPF_RB_FORCE_WAKEUP);
 	return 0;

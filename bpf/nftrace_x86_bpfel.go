@@ -474,6 +474,7 @@ const (
 	NftraceProgNatIcmp          = "nat_icmp"
 	NftraceProgNatIcmp6         = "nat_icmp6"
 	NftraceProgNftCommit        = "nft_commit"
+	NftraceProgNftCommitted     = "nft_committed"
 	NftraceProgNftState         = "nft_state"
 	NftraceProgNftTrace         = "nft_trace"
 	NftraceProgNftTraceInfo     = "nft_trace_info"
@@ -593,6 +594,7 @@ type NftraceProgramSpecs struct {
 	NatIcmp          *ebpf.ProgramSpec `ebpf:"nat_icmp"`
 	NatIcmp6         *ebpf.ProgramSpec `ebpf:"nat_icmp6"`
 	NftCommit        *ebpf.ProgramSpec `ebpf:"nft_commit"`
+	NftCommitted     *ebpf.ProgramSpec `ebpf:"nft_committed"`
 	NftState         *ebpf.ProgramSpec `ebpf:"nft_state"`
 	NftTrace         *ebpf.ProgramSpec `ebpf:"nft_trace"`
 	NftTraceInfo     *ebpf.ProgramSpec `ebpf:"nft_trace_info"`
@@ -835,6 +837,7 @@ type NftracePrograms struct {
 	NatIcmp          *ebpf.Program `ebpf:"nat_icmp"`
 	NatIcmp6         *ebpf.Program `ebpf:"nat_icmp6"`
 	NftCommit        *ebpf.Program `ebpf:"nft_commit"`
+	NftCommitted     *ebpf.Program `ebpf:"nft_committed"`
 	NftState         *ebpf.Program `ebpf:"nft_state"`
 	NftTrace         *ebpf.Program `ebpf:"nft_trace"`
 	NftTraceInfo     *ebpf.Program `ebpf:"nft_trace_info"`
@@ -864,6 +867,7 @@ func (p *NftracePrograms) Close() error {
 		p.NatIcmp,
 		p.NatIcmp6,
 		p.NftCommit,
+		p.NftCommitted,
 		p.NftState,
 		p.NftTrace,
 		p.NftTraceInfo,

@@ -69,7 +69,7 @@ var groups = []group{
 	{module: "bridge", programs: []string{bpf.NftraceProgBrForward}},
 	{module: "nf_defrag_ipv6", programs: []string{bpf.NftraceProgDefragIp6}},
 	{module: "nf_nat", programs: []string{bpf.NftraceProgNat, bpf.NftraceProgNatIcmp, bpf.NftraceProgNatIcmp6}},
-	{module: nftModule, programs: []string{bpf.NftraceProgNftCommit, bpf.NftraceProgNftState}, choose: nftProgram},
+	{module: nftModule, programs: []string{bpf.NftraceProgNftCommit, bpf.NftraceProgNftCommitted, bpf.NftraceProgNftState}, choose: nftProgram},
 	{programs: []string{bpf.NftraceProgDeliverIp6}, present: hasIPv6},
 	{programs: []string{
 		bpf.NftraceProgSkbRelease, bpf.NftraceProgSkbMorph, bpf.NftraceProgSkbDrop, bpf.NftraceProgDefragIp,

@@ -128,12 +128,13 @@ func checkChurn(t *testing.T, chain string, generations int, output, stderr stri
 	if generations < 13 || len(met) < 3 {
 		t.Errorf("%d generations, %d kinds of which were met: that tests nothing", generations, len(met))
 	}
-	// Two emulated CPUs take turns of milliseconds, in which one may replace a ruleset twice.
-	most := 1
-	if runtime.NumCPU() > 1 {
-		most = 10
+	all := told + unresolved
+	if all < 2*3001 {
+		t.Errorf("%d runs, want %d", all, 2*3001)
 	}
-	if all := told + unresolved; all < 2*3001 || unresolved*1000 > most*all {
-		t.Errorf("%d runs, %d unresolved, want %d and %d in a thousand at the most", all, unresolved, 2*3001, most)
+	// Emulated CPUs take turns of 100 ms, in which one replaces a ruleset while the other, on
+	// which nftrace is to read it, stands still.
+	if runtime.NumCPU() == 1 && unresolved*1000 > all {
+		t.Errorf("%d of %d runs unresolved, want one in a thousand at the most", unresolved, all)
 	}
 }
