@@ -76,7 +76,7 @@ vm-%: build/vm
 test: test-unit test-quick
 
 test-quick:
-	$(MAKE) test-e2e RUN='^(TestCases|TestBadInput|TestOracle.*|TestTruth.*)$$$$' VMFLAGS='$(VMFLAGS) -env NFTRACE_TRUTH=1/3 -env NFTRACE_NFT=1/11'
+	$(MAKE) test-e2e RUN='^(TestCases|TestBadInput|TestOracle.*|TestTruth.*)$$$$' VMFLAGS='$(VMFLAGS) -env NFTRACE_TRUTH=1/4 -env NFTRACE_NFT=1/13'
 
 #: make test-all            unit tests, then all end-to-end tests (CI)
 test-all: test-unit test-live test-e2e test-e2e-lockdown

@@ -279,7 +279,7 @@ func command(args ...string) error {
 	return nil
 }
 
-// TestIPTablesComesLater must be the first test of a boot that uses iptables, and is, by
+// TestIPTablesComesLater must be the first test of a boot that uses iptables or nft, and is, by
 // its file's name.
 func TestIPTablesComesLater(t *testing.T) {
 	needNftrace(t)
@@ -290,7 +290,7 @@ func TestIPTablesComesLater(t *testing.T) {
 	start := time.Now()
 	p := attached(t, "h", nil, "--format", "trace", "icmp")
 	attaching := time.Since(start)
-	eventually(t, "being told", func() bool { return strings.Contains(p.stderr.String(), "no legacy iptables on this system yet") })
+	eventually(t, "being told", func() bool { return strings.Contains(p.stderr.String(), "no rulesets on this system yet") })
 	if err := topo.Shell(t.Context(), "h", "iptables-legacy -A OUTPUT -p icmp -j ACCEPT"); err != nil {
 		t.Fatal(err)
 	}
@@ -308,8 +308,18 @@ func TestIPTablesComesLater(t *testing.T) {
 	if took > 2*attaching+time.Second {
 		t.Errorf("it took %v to trace what was loaded, %v to start", took, attaching)
 	}
+	load := "nft 'add table inet t; add chain inet t out { type filter hook output priority 0; }; add rule inet t out counter'"
+	if err := topo.Shell(t.Context(), "h", load); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "tracing nf_tables", func() bool {
+		if err := topo.Shell(t.Context(), "h", "ping -q -c 1 -W 1 127.0.0.1"); err != nil {
+			t.Fatal(err)
+		}
+		return strings.Contains(p.stdout.String(), "TRACE: inet:t:out:rule:1 ")
+	})
 	p.signal(syscall.SIGINT)
-	p.want(0, "ip_tables", "traced from now on")
+	p.want(0, "ip_tables", "traced from now on", "module nf_tables was loaded")
 	p.summary()
 }
 
