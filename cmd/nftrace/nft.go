@@ -159,6 +159,7 @@ type nftPath struct {
 	compat      bool
 	chain, kind string
 	priority    int
+	nat         bool // see events.NFTRun
 	rules       []events.Rule
 	of          []int // for each of rules the event that it is
 }
@@ -184,7 +185,7 @@ func (r *resolver) nftRun(s *events.Step) {
 	}
 	if path != nil {
 		n := t.NFT
-		n.Compat, n.Chain, n.Type, n.Priority = path.compat, path.chain, path.kind, path.priority
+		n.Compat, n.Chain, n.Type, n.Priority, n.NAT = path.compat, path.chain, path.kind, path.priority, path.nat
 	}
 	if t.Unresolved == "" && path == nil {
 		t.Unresolved = err.Error()
@@ -290,7 +291,9 @@ func newNFTPath(rules *symbolize.NFTRuleset, s *events.Step) (*nftPath, error) {
 	if table == nil || base == nil {
 		return nil, fmt.Errorf("%s: %s", handles(n), gone)
 	}
-	p := &nftPath{compat: table.Compat, chain: base.Name, kind: base.Type, priority: int(base.Priority)}
+	p := &nftPath{
+		compat: table.Compat, chain: base.Name, kind: base.Type, priority: int(base.Priority), nat: hasNAT(rules, s.PF),
+	}
 	depth := 0     // as legacy tables count it: jumps and gotos that lead here
 	var back []int // where the jumps return to
 	up := func() int {
@@ -360,6 +363,21 @@ func newNFTPath(rules *symbolize.NFTRuleset, s *events.Step) (*nftPath, error) {
 		p.of = append(p.of, i)
 	}
 	return p, nil
+}
+
+// hasNAT tells whether there are base chains of type nat for packets of a family.
+func hasNAT(rules *symbolize.NFTRuleset, pf uint8) bool {
+	for _, t := range rules.Tables {
+		if t.Family != pf && t.Family != events.PFInet {
+			continue
+		}
+		for _, c := range t.Chains {
+			if c.Base && c.Type == "nat" {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // policyOnly tells whether a packet met nothing of a base chain but its policy.

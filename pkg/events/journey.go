@@ -206,6 +206,8 @@ type NFTRun struct {
 	Type   string // the base chain's: "filter", "nat", "route"
 	// Priority is the base chain's: lower ones run first.
 	Priority int
+	// NAT is set where the namespace has base chains of type nat for such packets.
+	NAT bool
 }
 
 // NFTEvent is one call of net/netfilter/nf_tables_core.c:__nft_trace_packet.

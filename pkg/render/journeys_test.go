@@ -115,6 +115,12 @@ func (b *builder) nft(family uint8, chain, kind string, priority int, compat boo
 	return b
 }
 
+// besideNAT says that nf_tables has chains of type nat, too.
+func (b *builder) besideNAT() *builder {
+	b.j.Steps[len(b.j.Steps)-1].Table.NFT.NAT = true
+	return b
+}
+
 // unresolved says that nobody knows what the last table did.
 func (b *builder) unresolved(why string) *builder {
 	b.j.Steps[len(b.j.Steps)-1].Table.Unresolved = why
@@ -358,6 +364,11 @@ func journeys() map[string]*events.Journey {
 		"nft-established": journey(tcpPacket("10.211.55.1", c1, 40000, 80, 0x18)).
 			at(ip, pre, eth0).ct("ESTABLISHED", false).
 			table("nat", events.NFAccept, "pre:policy:1||ACCEPT").nft(events.PFIPv4, "pre", "filter", -100, false).hook(events.NFAccept).
+			deliver().delivered(),
+		"nft-established-nat": journey(tcpPacket("10.211.55.1", c1, 40000, 80, 0x18)).
+			at(ip, pre, eth0).ct("ESTABLISHED", false).hook(events.NFAccept).
+			at(ip, in, eth0).ct("ESTABLISHED", false).
+			table("filter", events.NFAccept, "INPUT:policy:1||ACCEPT").nft(events.PFIPv4, "INPUT", "filter", 0, true).besideNAT().hook(events.NFAccept).
 			deliver().delivered(),
 		"nft-bridge": journey(ping(c2, c1, false)).
 			at(br, fwd, vethc2, vethc1).table("b", events.NFAccept, "f:rule:1|meta pkttype unicast accept|ACCEPT").nft(events.PFBridge, "f", "filter", -200, false).

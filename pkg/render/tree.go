@@ -171,7 +171,10 @@ type visit struct {
 	ct       string // the last conntrack state other than none
 	reply    bool
 	natTable bool
-	natStep  bool
+	// Of the tables, legacy is set if any is xtables', and nftNAT if nf_tables has chains of
+	// type nat.
+	legacy, nftNAT bool
+	natStep        bool
 	// entry is the packet's tuple before NAT, by which its conntrack
 	// entry is known; empty where it is not certain.
 	entry string
@@ -306,6 +309,11 @@ func (t *tree) newVisit(first int) visit {
 			if isNAT(s.Table) {
 				v.natTable = true
 			}
+			if n := s.Table.NFT; n != nil {
+				v.nftNAT = v.nftNAT || n.NAT
+			} else {
+				v.legacy = true
+			}
 			for _, p := range packetsOf(s.Table) {
 				if p.CT != "" {
 					v.ct, v.reply = p.CT, p.CTReply
@@ -403,17 +411,23 @@ func (t *tree) close() {
 	t.open = false
 }
 
-// sayNoNAT says, once for each namespace, why table nat was not asked where
-// that is certain: the hook has tables but nat was not among them, and the
-// connection is one whose first packet went before.
+// sayNoNAT says, once for each namespace, why nat was not asked where that is certain: the hook
+// has tables but nat was not among them, or nf_tables has chains for NAT which the packet did not
+// meet, and the connection is one whose first packet went before.
 func (t *tree) sayNoNAT() {
 	if t.visit.said || t.visit.natTable || t.j.Lost > 0 || !t.hasTable || t.at.pf != events.PFIPv4 && t.at.pf != events.PFIPv6 {
 		return
 	}
 	switch t.at.hook {
 	case events.HookPreRouting, events.HookLocalOut, events.HookPostRouting:
+		if !t.visit.legacy && !t.visit.nftNAT {
+			return
+		}
 	default:
-		return
+		// nf_tables may have no other chains where NAT is.
+		if !t.visit.nftNAT {
+			return
+		}
 	}
 	h := parseHead(&t.j.First)
 	switch {
