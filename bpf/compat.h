@@ -180,8 +180,8 @@ static __always_inline bool in_softirq(u64 percpu)
 }
 
 /*
- * What __nft_trace_packet is told. 698bb828a6ab, 0a202145d5a8 and 46df417544f4 ("netfilter:
- * nf_tables: do not store verdict/rule/pktinfo in traceinfo structure", 6.4) made arguments of
+ * What __nft_trace_packet is told. 698bb828a6c2, 0a202145d5f9 and 46df417544f4 ("netfilter:
+ * nf_tables: do not store pktinfo/verdict/rule in traceinfo structure", 6.4) made arguments of
  * what stood in struct nft_traceinfo before.
  */
 struct nft_traceinfo___6_3 {
@@ -193,8 +193,8 @@ struct nft_traceinfo___6_3 {
 } __attribute__((preserve_access_index));
 
 /*
- * The generation of a namespace's rulesets, as NFTA_GEN_ID has it. 0d880dc6f032 ("netfilter:
- * nf_tables: place base_seq in struct net", 6.4) moved it there; before, struct
+ * The generation of a namespace's rulesets, as NFTA_GEN_ID has it. 64102d9bbc3d ("netfilter:
+ * nf_tables: place base_seq in struct net", 6.17 and stable kernels) moved it there; before, struct
  * nftables_pernet held it, whose number in net->gen (nf_tables_net_id) the loader found.
  */
 static __always_inline u32 nft_generation(struct net *net, u32 net_id)
