@@ -39,6 +39,8 @@ const (
 //     "TRACE: table:HOOK:unresolved: cause IN=…", with the packet as the table got it.
 //   - ebtables and arptables, for which the kernel has no TRACE, are
 //     "TRACE: eb:table:…" and "TRACE: arp:table:…".
+//   - Tables of nf_tables are "TRACE: family:table:…", but those of iptables-nft, which look as
+//     legacy ones do. A rule's packet is the one that came to it.
 //   - A hole in the path is said in a line that begins with "# nftrace: ".
 func Trace(w io.Writer, j *events.Journey) error {
 	return writeOnce(w, new(logBuf).appendTrace(nil, j))
