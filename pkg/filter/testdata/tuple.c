@@ -36,6 +36,11 @@ static u16 vlan_of(struct sk_buff *skb)
 	return skb->tag;
 }
 
+static u64 number(const void *p)
+{
+	return (u64)p;
+}
+
 static int bpf_probe_read_kernel(void *to, u32 size, const void *from)
 {
 	memcpy(to, from, size);
