@@ -20,11 +20,7 @@ type nftRulesets struct {
 	say    *speaker
 
 	reading sync.Mutex // held until what was read is kept
-
-	mu    sync.Mutex // guards what is below
-	known map[nftID]*nftRuleset
-	order []nftID // as they came
-	rules int     // in all of them
+	generations[nftID, *nftRuleset]
 }
 
 type nftID struct {
@@ -41,39 +37,11 @@ type nftRuleset struct {
 	paths map[string]*nftPath
 }
 
-// maxNFTRules bounds what is kept, in rules; the newest leastKept rulesets are kept whatever
-// they have.
-const maxNFTRules = 1 << 19
-
 func newNFTRulesets(sys *symbolize.System, tracer *trace.Tracer, say *speaker) *nftRulesets {
-	return &nftRulesets{sys: sys, tracer: tracer, say: say, known: map[nftID]*nftRuleset{}}
+	return &nftRulesets{sys: sys, tracer: tracer, say: say}
 }
 
-func (r *nftRulesets) get(id nftID) *nftRuleset {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.known[id]
-}
-
-func (r *nftRulesets) keep(id nftID, rs *nftRuleset) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if old := r.known[id]; old != nil {
-		r.rules -= old.size()
-	} else {
-		r.order = append(r.order, id)
-	}
-	r.known[id] = rs
-	r.rules += rs.size()
-	for r.rules > maxNFTRules && len(r.order) > leastKept {
-		oldest := r.order[0]
-		r.order = r.order[1:]
-		r.rules -= r.known[oldest].size()
-		delete(r.known, oldest)
-	}
-}
-
-// size is what a ruleset counts for in nftRulesets.rules.
+// size is what a ruleset counts for in generations.total: its chains and rules.
 func (rs *nftRuleset) size() int {
 	n := 1
 	if rs.NFTRuleset != nil {

@@ -471,8 +471,8 @@ func TestNFTRulesetsAreBounded(t *testing.T) {
 	for name, c := range map[string]struct {
 		rules, kept int
 	}{
-		"small": {rules: maxNFTRules/1000 - 2, kept: 1000},
-		"large": {rules: maxNFTRules, kept: leastKept},
+		"small": {rules: maxKept/1000 - 2, kept: 1000},
+		"large": {rules: maxKept, kept: leastKept},
 	} {
 		r := newNFTRulesets(nil, nil, nil)
 		rules := &symbolize.NFTRuleset{Tables: []*symbolize.NFTTable{{Chains: []*symbolize.NFTChain{{Rules: make([]*symbolize.NFTRule, c.rules)}}}}}
@@ -483,8 +483,8 @@ func TestNFTRulesetsAreBounded(t *testing.T) {
 				r.keep(id(n), &nftRuleset{NFTRuleset: rules}) // again
 			}
 		}
-		if len(r.known) != c.kept || len(r.order) != c.kept || r.rules != c.kept*(c.rules+2) {
-			t.Errorf("%s: %d known, %d in order, %d rules; want %d rulesets", name, len(r.known), len(r.order), r.rules, c.kept)
+		if len(r.known) != c.kept || len(r.order) != c.kept || r.total != c.kept*(c.rules+2) {
+			t.Errorf("%s: %d known, %d in order, %d rules; want %d rulesets", name, len(r.known), len(r.order), r.total, c.kept)
 		}
 		if r.get(id(all-1)) == nil || r.get(id(all-c.kept)) == nil || r.get(id(all-c.kept-1)) != nil {
 			t.Errorf("%s: the newest are not the ones that are kept", name)
@@ -494,8 +494,8 @@ func TestNFTRulesetsAreBounded(t *testing.T) {
 	r := newNFTRulesets(nil, nil, nil)
 	lost := &nftRuleset{err: errors.New("it is gone")}
 	r.keep(id(13), lost)
-	if r.rules != 1 || r.find(id(13)) != lost {
-		t.Errorf("%d rules, %+v", r.rules, r.find(id(13)))
+	if r.total != 1 || r.find(id(13)) != lost {
+		t.Errorf("%d rules, %+v", r.total, r.find(id(13)))
 	}
 }
 

@@ -19,19 +19,8 @@ type rulesets struct {
 	say    *speaker
 
 	reading sync.Mutex // held until what was read is kept
-
-	mu      sync.Mutex // guards what is below
-	known   map[events.TableID]*ruleset
-	order   []events.TableID // as they came
-	entries int              // in all of them
+	generations[events.TableID, *ruleset]
 }
-
-// maxEntries bounds what is kept, in entries of tables; the newest leastKept are kept
-// whatever they have.
-const (
-	maxEntries = 1 << 19
-	leastKept  = 64
-)
 
 // ruleset is one generation of one table. Its texts are read when they are first
 // wanted.
@@ -46,7 +35,7 @@ type ruleset struct {
 }
 
 func newRulesets(sys *symbolize.System, tracer *trace.Tracer, say *speaker) *rulesets {
-	return &rulesets{sys: sys, tracer: tracer, say: say, known: map[events.TableID]*ruleset{}}
+	return &rulesets{sys: sys, tracer: tracer, say: say}
 }
 
 var families = []symbolize.Family{symbolize.IPv4, symbolize.IPv6}
@@ -58,33 +47,9 @@ func family(pf uint8) symbolize.Family {
 	return symbolize.IPv4
 }
 
-// get returns what is known of a table, nil if nothing is.
-func (r *rulesets) get(id events.TableID) *ruleset {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.known[id]
-}
+func (r *rulesets) keep(rs *ruleset) { r.generations.keep(rs.id, rs) }
 
-func (r *rulesets) keep(rs *ruleset) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if old := r.known[rs.id]; old != nil {
-		r.entries -= old.size()
-	} else {
-		r.order = append(r.order, rs.id)
-	}
-	r.known[rs.id] = rs
-	r.entries += rs.size()
-	// One that is still in use is read again.
-	for r.entries > maxEntries && len(r.order) > leastKept {
-		oldest := r.order[0]
-		r.order = r.order[1:]
-		r.entries -= r.known[oldest].size()
-		delete(r.known, oldest)
-	}
-}
-
-// size is what a ruleset counts for in rulesets.entries.
+// size is what a ruleset counts for in generations.total: its entries.
 func (rs *ruleset) size() int {
 	if rs.table == nil {
 		return 1

@@ -13,8 +13,8 @@ func TestRulesetsAreBounded(t *testing.T) {
 	for name, c := range map[string]struct {
 		entries, kept int
 	}{
-		"small": {entries: maxEntries/1000 - 1, kept: 1000},
-		"large": {entries: maxEntries, kept: leastKept},
+		"small": {entries: maxKept/1000 - 1, kept: 1000},
+		"large": {entries: maxKept, kept: leastKept},
 	} {
 		r := newRulesets(nil, nil, nil)
 		table := &symbolize.Table{Entries: make([]symbolize.Entry, c.entries)}
@@ -25,8 +25,8 @@ func TestRulesetsAreBounded(t *testing.T) {
 				r.keep(&ruleset{id: id(n), table: table}) // again
 			}
 		}
-		if len(r.known) != c.kept || len(r.order) != c.kept || r.entries != c.kept*(c.entries+1) {
-			t.Errorf("%s: %d known, %d in order, %d entries; want %d rulesets", name, len(r.known), len(r.order), r.entries, c.kept)
+		if len(r.known) != c.kept || len(r.order) != c.kept || r.total != c.kept*(c.entries+1) {
+			t.Errorf("%s: %d known, %d in order, %d entries; want %d rulesets", name, len(r.known), len(r.order), r.total, c.kept)
 		}
 		if r.get(id(all-1)) == nil || r.get(id(all-c.kept)) == nil || r.get(id(all-c.kept-1)) != nil {
 			t.Errorf("%s: the newest are not the ones that are kept", name)

@@ -1,0 +1,48 @@
+package main
+
+import "sync"
+
+// generations are rulesets of type V that were read, by what tells each generation of each
+// from all others.
+type generations[K comparable, V interface{ size() int }] struct {
+	mu    sync.Mutex // guards what is below
+	known map[K]V
+	order []K // as they came
+	total int // sizes of all
+}
+
+// maxKept bounds what is kept, in rules; the newest leastKept rulesets are kept whatever they
+// have.
+const (
+	maxKept   = 1 << 19
+	leastKept = 64
+)
+
+// get returns what is known of a generation, the zero V if nothing is.
+func (g *generations[K, V]) get(id K) V {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.known[id]
+}
+
+func (g *generations[K, V]) keep(id K, rs V) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if old, ok := g.known[id]; ok {
+		g.total -= old.size()
+	} else {
+		g.order = append(g.order, id)
+	}
+	if g.known == nil {
+		g.known = map[K]V{}
+	}
+	g.known[id] = rs
+	g.total += rs.size()
+	// One that is still in use is read again.
+	for g.total > maxKept && len(g.order) > leastKept {
+		oldest := g.order[0]
+		g.order = g.order[1:]
+		g.total -= g.known[oldest].size()
+		delete(g.known, oldest)
+	}
+}
