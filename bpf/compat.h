@@ -12,10 +12,19 @@
  * 354259fa73e2 ("net: remove skb->vlan_present", 6.1): a tag is present where
  * vlan_all is not 0; before, a bit said so. Returns 1 + VLAN id, or 0.
  */
+struct sk_buff___6_0 {
+	u8 vlan_present : 1;
+} __attribute__((preserve_access_index));
+
 static __always_inline u16 vlan_of(struct sk_buff *skb)
 {
-	if (bpf_core_field_exists(skb->vlan_all) && skb->vlan_all)
-		return (skb->vlan_tci & 0xfff) + 1;
+	struct sk_buff___6_0 *old = (void *)skb;
+
+	if (bpf_core_field_exists(skb->vlan_all) ?
+		    get(skb, vlan_all) :
+		    bpf_core_field_exists(old->vlan_present) &&
+			    get_bits(old, vlan_present))
+		return (get(skb, vlan_tci) & 0xfff) + 1;
 	return 0;
 }
 
@@ -32,6 +41,26 @@ static __always_inline u64 number(const void *p)
 	return -n;
 }
 
+/*
+ * skb->protocol, host byte order. Of what a program made whole with IP_HDRINCL, the kernel says
+ * it before OUTPUT from c9b3b81716c5 ("ipv4: raw: Fix sending packets from raw sockets via IPsec
+ * tunnels", 6.9 and stable kernels) on.
+ */
+static __always_inline u16 protocol_of(struct sk_buff *skb)
+{
+	u16 protocol = bpf_ntohs(get(skb, protocol));
+	u8 version = 0;
+
+	if (protocol)
+		return protocol;
+	bpf_probe_read_kernel(
+		&version, sizeof(version),
+		(void *)(number(get(skb, head)) + get(skb, network_header)));
+	return version >> 4 == 4 ? ETH_P_IP :
+	       version >> 4 == 6 ? ETH_P_IPV6 :
+				   0;
+}
+
 /* fc7566ad0a82 ("bpf: Introduce bpf_preempt_[disable,enable] kfuncs"), 6.10 */
 extern void bpf_preempt_disable(void) __ksym __weak;
 extern void bpf_preempt_enable(void) __ksym __weak;
@@ -42,9 +71,18 @@ extern void bpf_preempt_enable(void) __ksym __weak;
  */
 extern void *bpf_rdonly_cast(const void *obj, u32 btf_id) __ksym __weak;
 
+/* Kprobes do without kernel functions. */
+#ifndef NFTRACE_KPROBE
+#define has_preempt_disable (bpf_preempt_disable != NULL)
+#define has_rdonly_cast	    (bpf_rdonly_cast != NULL)
+#else
+#define has_preempt_disable false
+#define has_rdonly_cast	    false
+#endif
+
 static __always_inline bool in_prerouting(struct nf_bridge_info *nb)
 {
-	if (bpf_rdonly_cast) {
+	if (has_rdonly_cast) {
 		nb = bpf_rdonly_cast(
 			nb, bpf_core_type_id_kernel(struct nf_bridge_info));
 		return BPF_CORE_READ_BITFIELD(nb, in_prerouting);
@@ -59,7 +97,7 @@ struct words {
 
 static __always_inline bool read_words(struct words *w, const void *at)
 {
-	if (bpf_rdonly_cast) {
+	if (has_rdonly_cast) {
 		struct bpf_perf_event_value *v = bpf_rdonly_cast(
 			at,
 			bpf_core_type_id_kernel(struct bpf_perf_event_value));
@@ -99,18 +137,100 @@ static __always_inline u64 read_word(u64 at, const bool cast)
 
 static __always_inline u64 read_u64(u64 at)
 {
-	return bpf_rdonly_cast ? read_word(at, true) : read_word(at, false);
+	return has_rdonly_cast ? read_word(at, true) : read_word(at, false);
 }
 
 static __always_inline u32 read_u32(u64 at)
 {
 	u32 v = 0;
 
-	if (bpf_rdonly_cast)
+	if (has_rdonly_cast)
 		return *(const u32 *)words_at((void *)at);
 	bpf_probe_read_kernel(&v, sizeof(v), (void *)at);
 	return v;
 }
+
+/*
+ * 9874808878d9 ("netfilter: bridge: replace physindev with physinif in nf_bridge_info", 6.8
+ * and stable kernels). Returns the index of the port that a packet at a bridge came in by.
+ */
+struct nf_bridge_info___6_7 {
+	struct net_device *physindev;
+} __attribute__((preserve_access_index));
+
+static __always_inline u32 physin_of(u64 nb)
+{
+	struct net_device *dev;
+
+	if (bpf_core_field_exists(struct nf_bridge_info, physinif))
+		return read_u32(nb + bpf_core_field_offset(
+					     struct nf_bridge_info, physinif));
+	dev = (void *)read_u64(
+		nb +
+		bpf_core_field_offset(struct nf_bridge_info___6_7, physindev));
+	return dev ? BPF_CORE_READ(dev, ifindex) : 0;
+}
+
+/*
+ * Whether nf_hook_slow freed a packet: the kernel says why from 2df3041ba3be
+ * ("net: netfilter: use kfree_drop_reason() for NF_DROP", 5.18) on; before, it says where.
+ */
+static __always_inline bool hook_dropped(u64 location, u64 *ctx)
+{
+	if (bpf_core_enum_value_exists(enum skb_drop_reason,
+				       SKB_DROP_REASON_NETFILTER_DROP))
+		return (u32)((volatile u64 *)ctx)[2] ==
+		       bpf_core_enum_value(enum skb_drop_reason,
+					   SKB_DROP_REASON_NETFILTER_DROP);
+	return location - sym_hook_slow < hook_slow_size;
+}
+
+/*
+ * The list of a namespace's tables of a family, 0 if there is none. 1d610d4d31a8 ("netfilter:
+ * x_tables: move known table lists to net_generic infra", 5.13) moved it from struct net to
+ * struct xt_pernet, whose number in net->gen (xt_pernet_id) the loader found.
+ */
+struct list_head {
+	u64 next, prev;
+};
+
+struct netns_xt___5_13 {
+	struct list_head tables[13];
+} __attribute__((preserve_access_index));
+
+struct net___5_13 {
+	struct netns_xt___5_13 xt;
+} __attribute__((preserve_access_index));
+
+static __always_inline u64 xt_tables_of(struct net *net, u32 pernet_id, u32 pf)
+{
+	u64 lists;
+
+	if (bpf_core_field_exists(struct net___5_13, xt.tables))
+		lists = (u64)net +
+			bpf_core_field_offset(struct net___5_13, xt.tables);
+	else
+		lists = read_u64((u64)get(net, gen) + 8UL * pernet_id);
+	return lists ? lists + pf * sizeof(struct list_head) : 0;
+}
+
+/*
+ * The same of ebtables, whose tables 5b53951cfc85 ("netfilter: ebtables: use net_generic infra",
+ * 5.13) moved to struct ebt_pernet.
+ */
+static __always_inline u64 ebt_tables_of(struct net *net)
+{
+	if (bpf_core_field_exists(struct net___5_13, xt.tables))
+		return (u64)net +
+		       bpf_core_field_offset(struct net___5_13, xt.tables) +
+		       NFPROTO_BRIDGE * sizeof(struct list_head);
+	return read_u64((u64)BPF_CORE_READ(net, gen) + 8UL * ebt_net_id);
+}
+
+/*
+ * ebt_do_table's arguments are table, skb and state from f0d6764f7ddb ("netfilter: ebtables: allow
+ * use of ebt_do_table as hookfn", 5.16) on; before, the table came last: ebt_begin_last.
+ */
 
 /* __per_cpu_offset of each CPU; it does not change, and reading it costs. */
 struct {
@@ -158,8 +278,9 @@ struct task_struct___arm64 {
 } __attribute__((preserve_access_index));
 
 #define SERVING_SOFTIRQ_HARDIRQ_NMI 0x00ff0100
+#define SOFTIRQ_HARDIRQ_NMI	    0x00ffff00
 
-static __always_inline bool in_softirq(u64 percpu)
+static __always_inline u32 preempt_count(u64 percpu)
 {
 	u64 at = 0;
 
@@ -176,7 +297,18 @@ static __always_inline bool in_softirq(u64 percpu)
 		     bpf_core_field_offset(struct task_struct___arm64,
 					   thread_info.preempt.count);
 	}
-	return at && read_u32(at) & SERVING_SOFTIRQ_HARDIRQ_NMI;
+	return at ? read_u32(at) : 0;
+}
+
+static __always_inline bool in_softirq(u64 percpu)
+{
+	return preempt_count(percpu) & SERVING_SOFTIRQ_HARDIRQ_NMI;
+}
+
+/* Whether no softirq can come here (include/linux/preempt.h:in_interrupt). */
+static __always_inline bool bh_off(u64 percpu)
+{
+	return preempt_count(percpu) & SOFTIRQ_HARDIRQ_NMI;
 }
 
 /*
@@ -197,14 +329,19 @@ struct nft_traceinfo___6_3 {
  * nf_tables: place base_seq in struct net", 6.17 and stable kernels) moved it there; before, struct
  * nftables_pernet held it, whose number in net->gen (nf_tables_net_id) the loader found.
  */
-static __always_inline u32 nft_generation(struct net *net, u32 net_id)
+static __always_inline u64 nft_pernet(struct net *net)
 {
-	struct nftables_pernet *pernet;
+	return read_u64((u64)BPF_CORE_READ(net, gen) + 8UL * nft_net_id);
+}
+
+static __always_inline u32 nft_generation(struct net *net)
+{
+	u64 pernet;
 
 	if (bpf_core_field_exists(net->nft.base_seq))
 		return BPF_CORE_READ(net, nft.base_seq);
-	pernet = (void *)read_u64((u64)BPF_CORE_READ(net, gen) + 8UL * net_id);
-	return pernet ? BPF_CORE_READ(pernet, base_seq) : 0;
+	pernet = nft_pernet(net);
+	return pernet ? read_u32(pernet + nft_seq) : 0;
 }
 
 /*
@@ -215,7 +352,7 @@ static __always_inline u32 nft_generation(struct net *net, u32 net_id)
  */
 static __always_inline struct sk_buff *untrusted(struct sk_buff *skb)
 {
-	if (!bpf_rdonly_cast)
+	if (!has_rdonly_cast)
 		return skb;
 	return bpf_rdonly_cast(skb, bpf_core_type_id_kernel(struct sk_buff));
 }

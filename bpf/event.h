@@ -20,8 +20,13 @@ enum rec_type {
 	REC_NFT = 9, /* rec_nft: what nf_tables did; the REC_HOOK of the call
 			  * (or its part) that it was within follows */
 	REC_SEEN =
-		10, /* rec_pkt: the packet behind the rule of the next REC_NFT, where it
-			* changed since the call or the last of these */
+		10, /* rec_pkt: the packet behind the rule of the next REC_NFT, or the
+			* table of the next REC_EBT, where it changed since the call or
+			* the last of these */
+	REC_FLOW =
+		11, /* rec_flow: a flowtable sent it on, out of the hook whose REC_HOOK
+			* follows */
+	REC_EBT = 12, /* rec_ebt: a run of a table of ebtables, as REC_NFT */
 };
 
 struct rec_hdr {
@@ -35,7 +40,7 @@ struct rec_hdr {
 };
 
 enum rec_flag {
-	/* Of REC_HOOK: why its tables cannot be told. */
+	/* Of REC_HOOK and REC_EBT: why tables cannot be told. */
 	REC_F_TORN = 0x0001,	 /* others ran through the tables unseen */
 	REC_F_REPLACED = 0x0002, /* a table was replaced meanwhile */
 	REC_F_NOTABLE = 0x0004,	 /* more entries than there is room for */
@@ -47,6 +52,9 @@ enum rec_flag {
 				* without REC_AFTER it may have changed, too */
 	REC_F_NFTMISSED =
 		0x0080, /* something that nf_tables did may be missing */
+	/* Of REC_EBT. */
+	REC_F_NOENTRY = 0x0200, /* another call came in between, or the
+				 * beginning of this one was not seen */
 	/* Of REC_SEEN. */
 	REC_F_BETWEEN = 0x0100, /* it is so before the next rule, too */
 	/* Of the REC_HOOK that is the first record of its journey. */
@@ -138,10 +146,21 @@ struct rec_nft {
 	__u8 family; /* of the table (NFPROTO_*) */
 	__u8 ctinfo; /* as in struct pkt */
 	__u8 flags;  /* enum pkt_flag */
-	__u8 pad[4];
+	/* A commit put gen in force since the hook was entered, or since the record before. */
+	__u8 flipped;
+	__u8 pad[3];
 	/* Of the first one of a run of a base chain only. */
 	char name[32];	     /* of the table, cut */
 	char chain_name[32]; /* of the base chain, cut */
+};
+
+/* What flowtable it was. Names are cut. */
+struct rec_flow {
+	struct rec_hdr hdr;
+	__u8 family; /* of its table (NFPROTO_*) */
+	__u8 pad[7];
+	char table[32];
+	char name[32];
 };
 
 /* A legacy table that a hook can run through. */
@@ -183,11 +202,25 @@ struct rec_hook {
 	struct hit hits[MAX_HITS]; /* nhits of them are sent, in no order */
 };
 
+/* A call of net/bridge/netfilter/ebtables.c:ebt_do_table. */
+struct rec_ebt {
+	struct rec_hdr hdr;
+	__u64 private; /* struct ebt_table_info * */
+	__u64 gen;     /* tells tables at one address apart */
+	char name[8];  /* "broute", "nat", "filter" */
+	__u32 nhits;
+	__u8 hook;    /* NF_BR_* */
+	__u8 verdict; /* what it returned: NF_ACCEPT or NF_DROP */
+	__u16 pad;
+	struct hit hits[MAX_HITS]; /* nhits of them are sent, in order */
+};
+
 /* Per-CPU counts of everything that was not recorded, by cause. */
 enum loss {
 	LOSS_RINGBUF,  /* the ring buffer was full: a record is lost */
 	LOSS_JOURNEYS, /* too many packets under way: one was not followed */
 	LOSS_FRAMES,   /* too many calls of hooks open on a CPU */
+	LOSS_SKIPPED, /* the kernel skipped kprobes: what they would have told of */
 	LOSS_MAX,
 };
 
@@ -196,11 +229,11 @@ struct new_table {
 	__u64 private; /* struct xt_table_info *; 0: nf_tables', all of a namespace */
 	__u64 gen;
 	__u32 netns; /* of the task that replaced it */
-	__u32 pf;    /* of xtables */
+	__u32 pf;    /* of xtables and ebtables */
 	char name[32];
 };
 
-/* What user space asks of the table that it reads (xt_find_table_lock). */
+/* Which table user space reads (xt_find_table_lock, copy_everything_to_user). */
 struct lookup {
 	__u64 private; /* struct xt_table_info *, 0: no such table */
 	__u64 gen;

@@ -23,15 +23,15 @@ static __always_inline bool match_iface(struct net *net, struct net_device *dev)
 
 	if (!dev)
 		return false;
-	key.netns = net->ns.inum;
-	key.ifindex = dev->ifindex;
+	key.netns = get(net, ns.inum);
+	key.ifindex = get(dev, ifindex);
 	return bpf_map_lookup_elem(&filter_ifaces, &key);
 }
 
 /* Whether it is worth to look an interface up: false for most that are not asked for. */
 static __always_inline bool may_match_iface(struct net_device *dev)
 {
-	return dev && iface_bits >> ((u32)dev->ifindex % 64) & 1;
+	return dev && iface_bits >> ((u32)get(dev, ifindex) % 64) & 1;
 }
 
 static __always_inline bool match_addrs(struct pkt_tuple *t)
@@ -45,32 +45,44 @@ static __always_inline bool match_addrs(struct pkt_tuple *t)
 	return bpf_map_lookup_elem(&filter_addrs, &a);
 }
 
+static __always_inline bool match_netns(struct net *net)
+{
+	u32 netns = get(net, ns.inum);
+
+	return use_netns && bpf_map_lookup_elem(&filter_netns, &netns);
+}
+
+static __always_inline u32 netns_of(struct nf_hook_state *state)
+{
+	struct net *net = get(state, net);
+
+	return get(net, ns.inum);
+}
+
 static __always_inline bool match_places(struct nf_hook_state *state)
 {
-	u32 netns = state->net->ns.inum;
-
-	if (use_netns && bpf_map_lookup_elem(&filter_netns, &netns))
+	if (match_netns(get(state, net)))
 		return true;
-	return use_ifaces && (match_iface(state->net, state->in) ||
-			      match_iface(state->net, state->out));
+	return use_ifaces && (match_iface(get(state, net), get(state, in)) ||
+			      match_iface(get(state, net), get(state, out)));
 }
 
 /* Sent by this host, and not yet received by anybody (skb->skb_iif is 0). */
 static __always_inline bool is_local(struct sk_buff *skb)
 {
-	return !skb->skb_iif;
+	return !get(skb, skb_iif);
 }
 
 /* Of a packet in a bridge: whether br_netfilter leads it through the IP hooks, too. */
 static __always_inline bool from_br_netfilter(struct sk_buff *skb)
 {
-	return skb->active_extensions & (1 << SKB_EXT_BRIDGE_NF);
+	return get(skb, active_extensions) & (1 << SKB_EXT_BRIDGE_NF);
 }
 
 /* The family of the IP hooks for a packet; 0: neither IPv4 nor IPv6. */
 static __always_inline u8 ip_family(struct sk_buff *skb)
 {
-	u16 protocol = skb->protocol;
+	u16 protocol = get(skb, protocol);
 
 	if (protocol == bpf_htons(ETH_P_IP))
 		return NFPROTO_IPV4;
@@ -84,14 +96,14 @@ static __always_inline u8 ip_family(struct sk_buff *skb)
 static __always_inline bool first_hook_in_use(struct net *net, u8 pf, bool sent)
 {
 	if (pf == NFPROTO_IPV4)
-		return sent ? net->nf.hooks_ipv4[NF_INET_LOCAL_OUT] :
-			      net->nf.hooks_ipv4[NF_INET_PRE_ROUTING];
+		return sent ? get(net, nf.hooks_ipv4[NF_INET_LOCAL_OUT]) :
+			      get(net, nf.hooks_ipv4[NF_INET_PRE_ROUTING]);
 	if (pf == NFPROTO_IPV6)
-		return sent ? net->nf.hooks_ipv6[NF_INET_LOCAL_OUT] :
-			      net->nf.hooks_ipv6[NF_INET_PRE_ROUTING];
+		return sent ? get(net, nf.hooks_ipv6[NF_INET_LOCAL_OUT]) :
+			      get(net, nf.hooks_ipv6[NF_INET_PRE_ROUTING]);
 	if (pf == NFPROTO_BRIDGE && bpf_core_field_exists(net->nf.hooks_bridge))
-		return sent ? net->nf.hooks_bridge[NF_INET_LOCAL_OUT] :
-			      net->nf.hooks_bridge[NF_INET_PRE_ROUTING];
+		return sent ? get(net, nf.hooks_bridge[NF_INET_LOCAL_OUT]) :
+			      get(net, nf.hooks_bridge[NF_INET_PRE_ROUTING]);
 	return false;
 }
 
@@ -103,10 +115,10 @@ static __always_inline bool came_up_bridge(struct sk_buff *skb)
 {
 	struct skb_ext *ext;
 
-	if (!(skb->active_extensions & (1 << SKB_EXT_BRIDGE_NF)))
+	if (!(get(skb, active_extensions) & (1 << SKB_EXT_BRIDGE_NF)))
 		return false;
-	ext = skb->extensions;
-	return !in_prerouting((void *)ext + ((u32)ext->offset[0] << 3));
+	ext = get(skb, extensions);
+	return !in_prerouting((void *)ext + ((u32)get(ext, offset[0]) << 3));
 }
 
 /*
@@ -118,7 +130,7 @@ static __always_inline bool came_up_bridge(struct sk_buff *skb)
 static __always_inline bool seen_before(struct sk_buff *skb,
 					struct nf_hook_state *state)
 {
-	u8 pf = state->pf, hook = state->hook;
+	u8 pf = get(state, pf), hook = get(state, hook);
 
 	/* Without a filter it is a copy of a packet that is followed. */
 	if (!use_filter)
@@ -126,12 +138,12 @@ static __always_inline bool seen_before(struct sk_buff *skb,
 	if (hook == NF_INET_LOCAL_OUT)
 		return false;
 	/* A clone (of a packet that is flooded) has passed no hook itself. */
-	if (BPF_CORE_READ_BITFIELD(skb, cloned))
+	if (get_bits(skb, cloned))
 		return false;
 	if (pf == NFPROTO_BRIDGE) {
 		/*
-		 * The bridge's own PREROUTING does not run in nf_hook_slow, but for
-		 * what br_netfilter brings back from IP's.
+		 * At the bridge's own PREROUTING packets are looked at only if a
+		 * ruleset is there; br_netfilter brings those back that IP's saw.
 		 */
 		if (from_br_netfilter(skb))
 			return true;
@@ -141,7 +153,7 @@ static __always_inline bool seen_before(struct sk_buff *skb,
 		return came_up_bridge(skb);
 	if (use_nat && use_detail)
 		return false;
-	return first_hook_in_use(state->net, pf, is_local(skb));
+	return first_hook_in_use(get(state, net), pf, is_local(skb));
 }
 
 /* ---- flows that nobody asked for ---- */
@@ -205,15 +217,15 @@ static __always_inline bool has_ports(u8 proto)
  */
 static __always_inline u64 flow_of_packet(struct sk_buff *skb, u32 netns, u8 pf)
 {
-	u32 nh = skb->network_header;
-	u64 at = number(skb->head) + nh;
+	u32 nh = get(skb, network_header);
+	u64 at = number(get(skb, head)) + nh;
 	struct words w;
 	u8 proto;
 	u64 h;
 
 	/* IPv4 without options, or IPv6, and the ports. */
-	if (skb->tail < nh + (pf == NFPROTO_IPV4 ? 24 : 44) || vlan_of(skb) ||
-	    !read_words(&w, (void *)at))
+	if (get(skb, tail) < nh + (pf == NFPROTO_IPV4 ? 24 : 44) ||
+	    vlan_of(skb) || !read_words(&w, (void *)at))
 		return 0;
 	if (pf == NFPROTO_IPV4) {
 		/* Version and IHL; more fragments, or an offset. */
@@ -275,9 +287,11 @@ struct passed {
 
 struct passed passed[PASSED_CPUS] = {};
 
-static __always_inline bool is_first_hook(u8 hook)
+/* What other families count so are other hooks. */
+static __always_inline bool is_first_hook(u8 hook, u8 pf)
 {
-	return hook == NF_INET_PRE_ROUTING || hook == NF_INET_LOCAL_OUT;
+	return (hook == NF_INET_PRE_ROUTING || hook == NF_INET_LOCAL_OUT) &&
+	       (pf == NFPROTO_IPV4 || pf == NFPROTO_IPV6);
 }
 
 static __always_inline void let_pass(struct sk_buff *skb, struct net *net,
@@ -285,7 +299,7 @@ static __always_inline void let_pass(struct sk_buff *skb, struct net *net,
 {
 	u32 cpu = bpf_get_smp_processor_id();
 
-	if (is_first_hook(hook) && cpu < PASSED_CPUS) {
+	if (is_first_hook(hook, pf) && cpu < PASSED_CPUS) {
 		passed[cpu].skb = (u64)skb;
 		passed[cpu].net = (u64)net;
 		passed[cpu].hook = hook;
@@ -303,7 +317,7 @@ static __always_inline bool has_passed(const struct passed *p,
 				       struct sk_buff *skb,
 				       struct nf_hook_state *state)
 {
-	u8 hook = state->hook, pf = state->pf;
+	u8 hook = get(state, hook), pf = get(state, pf);
 	bool sent = p->hook == NF_INET_LOCAL_OUT;
 
 	if (pf == NFPROTO_BRIDGE) {
@@ -324,22 +338,22 @@ static __always_inline bool has_passed(const struct passed *p,
 
 /* Whether the flow of a packet is to be left alone. */
 static __noinline bool flow_passes(struct sk_buff *skb,
-				   struct nf_hook_state *state)
+				   struct nf_hook_state *state, u8 hook)
 {
-	struct net *net = state->net;
-	u8 pf = state->pf;
+	struct net *net = get(state, net);
+	u8 pf = get(state, pf);
 	u64 flow;
 
 	/* Two packets of a flow may differ for such a filter. */
-	if (use_detail)
+	if (!use_filter || use_detail)
 		return false;
-	if (use_ifaces &&
-	    (may_match_iface(state->in) || may_match_iface(state->out)))
+	if (use_ifaces && (may_match_iface(get(state, in)) ||
+			   may_match_iface(get(state, out))))
 		return false;
-	flow = flow_of_packet(skb, net->ns.inum, pf);
+	flow = flow_of_packet(skb, get(net, ns.inum), pf);
 	if (!flow || !is_other_flow(flow))
 		return false;
-	let_pass(skb, net, state->hook, pf);
+	let_pass(skb, net, hook, pf);
 	return true;
 }
 
@@ -353,11 +367,13 @@ static __always_inline bool passes(struct sk_buff *skb,
 {
 	u32 cpu = bpf_get_smp_processor_id();
 
+	if (!use_filter)
+		return false;
 	if (cpu < PASSED_CPUS && passed[cpu].skb == (u64)skb &&
-	    passed[cpu].net == (u64)state->net &&
+	    passed[cpu].net == (u64)get(state, net) &&
 	    has_passed(&passed[cpu], skb, state))
 		return true;
-	return flow_passes(skb, state);
+	return flow_passes(skb, state, get(state, hook));
 }
 
 enum match {
@@ -380,7 +396,7 @@ struct decision {
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, 2);
+	__uint(max_entries, 3);
 	__type(key, u32);
 	__type(value, struct decision);
 } decisions SEC(".maps");
@@ -393,7 +409,7 @@ struct {
  * packets of the same flow are left alone for a while (other_flows).
  */
 static __noinline int match(struct sk_buff *skb, struct nf_hook_state *state,
-			    struct decision *d)
+			    u8 hook, struct decision *d)
 {
 	struct pkt_tuple t = {};
 	bool place, maybe, expr = true;
@@ -407,7 +423,7 @@ static __noinline int match(struct sk_buff *skb, struct nf_hook_state *state,
 	}
 	/* It may match later only if nobody has followed its flow from here to see. */
 	maybe = is_local(skb) ||
-		(state->hook == NF_INET_PRE_ROUTING && !came_up_bridge(skb));
+		(hook == NF_INET_PRE_ROUTING && !came_up_bridge(skb));
 	if (!place && !use_addrs && !maybe)
 		return 0;
 	parse_tuple(&t, skb);
@@ -420,9 +436,11 @@ static __noinline int match(struct sk_buff *skb, struct nf_hook_state *state,
 		return 0;
 	}
 
-	if (!maybe || (t.ethertype != ETH_P_IP && t.ethertype != ETH_P_IPV6))
+	/* The addresses in ARP stay what they are, but it goes on to other devices. */
+	if (!maybe || (t.ethertype != ETH_P_IP && t.ethertype != ETH_P_IPV6 &&
+		       (t.ethertype != ETH_P_ARP || !expr)))
 		return 0;
-	d->flow = flow_of_tuple(&t, state->net->ns.inum);
+	d->flow = flow_of_tuple(&t, netns_of(state));
 	if (!expr && !use_nat) {
 		leave_alone(d->flow);
 		return 0;
@@ -433,12 +451,14 @@ static __noinline int match(struct sk_buff *skb, struct nf_hook_state *state,
 	return 0;
 }
 
-/* Whether a packet that is handed to a device matches there. */
+/* Whether a packet that is handed to a device, or was received from it, matches there. */
 static __noinline int match_dev(struct sk_buff *skb, struct net_device *dev)
 {
 	struct pkt_tuple t = {};
+	struct net *net = get(dev, nd_net.net);
 
-	if (use_places && !match_iface(dev->nd_net.net, dev))
+	if (use_places && !match_netns(net) &&
+	    !(use_ifaces && match_iface(net, dev)))
 		return false;
 	if (!use_expr)
 		return true;
@@ -448,11 +468,11 @@ static __noinline int match_dev(struct sk_buff *skb, struct net_device *dev)
 
 static __always_inline bool is_fragment(struct sk_buff *skb)
 {
-	u64 l3 = number(skb->head) + skb->network_header;
+	u64 l3 = number(get(skb, head)) + get(skb, network_header);
 	u16 frag_off = 0;
 	u8 nexthdr = 0;
 
-	if (skb->protocol == bpf_htons(ETH_P_IPV6)) {
+	if (get(skb, protocol) == bpf_htons(ETH_P_IPV6)) {
 		bpf_probe_read_kernel(&nexthdr, sizeof(nexthdr),
 				      (void *)(l3 + 6));
 		return nexthdr == IPPROTO_FRAG;
@@ -468,23 +488,27 @@ static __always_inline bool is_fragment(struct sk_buff *skb)
 static __always_inline bool matched_late(struct sk_buff *skb,
 					 struct nf_hook_state *state)
 {
-	struct net *net = state->net;
-	u8 pf = state->pf, hook = state->hook;
+	struct net *net = get(state, net);
+	u8 pf = get(state, pf), hook = get(state, hook);
 	bool local = is_local(skb);
 
 	if ((!use_places && !use_expr) || hook == NF_INET_PRE_ROUTING)
+		return false;
+	/* br_netfilter leads no ARP through the first hooks. */
+	if (pf == NFPROTO_BRIDGE && get(skb, protocol) == bpf_htons(ETH_P_ARP))
 		return false;
 	/* A piece of a packet that had to be cut behind the rules begins here. */
 	if (pf == NFPROTO_BRIDGE && local && is_fragment(skb))
 		return false;
 	if (pf == NFPROTO_BRIDGE && local) {
 		/* Sent by this host through a bridge: the IP hooks came first. */
-		pf = skb->protocol == bpf_htons(ETH_P_IPV6) ? NFPROTO_IPV6 :
-							      NFPROTO_IPV4;
+		pf = get(skb, protocol) == bpf_htons(ETH_P_IPV6) ?
+			     NFPROTO_IPV6 :
+			     NFPROTO_IPV4;
 		return first_hook_in_use(net, pf, true) ||
 		       (pf == NFPROTO_IPV4 ?
-				net->nf.hooks_ipv4[NF_INET_POST_ROUTING] :
-				net->nf.hooks_ipv6[NF_INET_POST_ROUTING]);
+				get(net, nf.hooks_ipv4[NF_INET_POST_ROUTING]) :
+				get(net, nf.hooks_ipv6[NF_INET_POST_ROUTING]));
 	}
 	if (hook == NF_INET_LOCAL_OUT)
 		return false;

@@ -8,6 +8,18 @@
 
 #include <linux/types.h>
 #include <linux/bpf.h>
+
+/* A probed function's registers, as <asm/ptrace.h> of each architecture has them. */
+struct pt_regs {
+	unsigned long r15, r14, r13, r12, rbp, rbx, r11, r10, r9, r8, rax, rcx,
+		rdx, rsi, rdi, orig_rax, rip, cs, eflags, rsp, ss;
+};
+
+struct user_pt_regs {
+	__u64 regs[31];
+	__u64 sp, pc, pstate;
+};
+
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_core_read.h>
 #include <bpf/bpf_tracing.h>
@@ -152,10 +164,6 @@ struct xt_table {
 };
 
 /* include/net/netfilter/nf_tables.h */
-struct nftables_pernet {
-	unsigned int base_seq;
-};
-
 struct nft_table {
 	u64 handle;
 	u16 family : 6;
@@ -196,6 +204,25 @@ struct nft_traceinfo {
 	const struct nft_base_chain *basechain;
 };
 
+/* include/linux/netfilter_bridge/ebtables.h */
+struct ebt_table {
+	char name[32];
+	void *private;
+};
+
+struct ebt_replace {
+	char name[32];
+};
+
+struct ebt_counter {
+	u64 pcnt;
+};
+
+struct ebt_table_info {
+	unsigned int nentries;
+	struct ebt_counter counters[1];
+};
+
 struct bpf_array {
 	void *ptrs[1];
 };
@@ -225,9 +252,11 @@ struct rtnl_link_stats64 {
 enum skb_drop_reason { SKB_DROP_REASON_NETFILTER_DROP = 1 };
 
 #define NFPROTO_IPV4   2
+#define NFPROTO_ARP    3
 #define NFPROTO_BRIDGE 7
 #define NFPROTO_IPV6   10
 
+#define NF_ACCEPT 1
 #define NF_STOLEN 2
 
 #define NFT_CONTINUE -1
@@ -243,6 +272,10 @@ enum skb_drop_reason { SKB_DROP_REASON_NETFILTER_DROP = 1 };
 #define NF_INET_LOCAL_OUT    3
 #define NF_INET_POST_ROUTING 4
 
+#define NF_BR_BROUTING 5
+
+#define EBT_SO_SET_COUNTERS 129
+
 #define IP_CT_IS_REPLY 3
 
 #define ETH_P_IP   0x0800
@@ -254,6 +287,50 @@ enum skb_drop_reason { SKB_DROP_REASON_NETFILTER_DROP = 1 };
 
 #define TCP_TIME_WAIT	 6
 #define TCP_NEW_SYN_RECV 12
+
+/*
+ * How probes are attached to functions and tracepoints, and how they read a field, or a bit
+ * field, of a kernel's struct that they were given. sp_of() names the call that is probed:
+ * where in the stack it is.
+ */
+#ifndef NFTRACE_KPROBE
+#define ENTRY		   "fentry/"
+#define TRACEPOINT	   "tp_btf/"
+#define RUN		   "syscall"
+#define BPF_ENTRY	   BPF_PROG
+#define sp_of(ctx)	   ((u64)(ctx))
+#define get(p, field)	   ((p)->field)
+#define get_bits(p, field) BPF_CORE_READ_BITFIELD(p, field)
+#else
+#define ENTRY	   "kprobe/"
+#define TRACEPOINT "raw_tp/"
+#define RUN	   "raw_tp/"
+#define BPF_ENTRY  BPF_KPROBE
+#define sp_of(ctx) ((u64)PT_REGS_SP((struct pt_regs *)(ctx)))
+/* The same where it returns: x86 has popped where to. */
+#ifdef __TARGET_ARCH_x86
+#define sp_had(ctx) (sp_of(ctx) - 8)
+#else
+#define sp_had(ctx) sp_of(ctx)
+#endif
+#define get(p, field)	   BPF_CORE_READ(p, field)
+#define get_bits(p, field) BPF_CORE_READ_BITFIELD_PROBED(p, field)
+#endif
+
+/*
+ * bpf_loop, for loops of at most max rounds: where there is none, the verifier follows each
+ * round.
+ */
+#ifndef NFTRACE_KPROBE
+#define loop(n, max, f, ctx) bpf_loop(n, f, ctx, 0)
+#else
+#define loop(n, max, f, ctx)                                                   \
+	({                                                                     \
+		_Pragma("clang loop unroll(disable)") for (                    \
+			u32 __i = 0; __i < (max) && __i < (n);                 \
+			__i++) if (f(__i, ctx)) break;                         \
+	})
+#endif
 
 /*
  * Tells the verifier a bound that clang, which knows it from the code above, would
@@ -273,5 +350,12 @@ enum skb_drop_reason { SKB_DROP_REASON_NETFILTER_DROP = 1 };
  * a program that turns it off.
  */
 #define __verified_once __noinline
+
+/* The same for one that takes a pointer: kernels that have only kprobes do not let it. */
+#ifndef NFTRACE_KPROBE
+#define __verified_once_mem __noinline
+#else
+#define __verified_once_mem static __noinline
+#endif
 
 #endif

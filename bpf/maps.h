@@ -112,7 +112,7 @@ const volatile bool use_mac =
 const volatile u64 wake_bytes = 2 << 20;
 /* Tasks and softirqs have a probe of nf_hook_slow each: see hook_enter. */
 const volatile bool use_task_probe = false;
-/* Whether tasks preempt each other: hook_enter turns preemption off then. */
+/* Whether tasks preempt each other: hook_enter and nft_trace turn it off then. */
 const volatile bool tasks_preempt = true;
 /*
  * Addresses of the kernel's symbols, set before anything is attached, that of module
@@ -122,6 +122,21 @@ u64 sym_per_cpu_offset = 0; /* __per_cpu_offset[] */
 u64 sym_preempt_count = 0;  /* __preempt_count */
 u64 sym_pcpu_hot = 0;	    /* pcpu_hot */
 u64 sym_xt_recseq = 0;	    /* xt_recseq */
+u64 sym_current_kprobe = 0; /* current_kprobe */
+u64 sym_prog_active = 0;    /* bpf_prog_active */
+u64 sym_hook_slow = 0;	    /* nf_hook_slow, and its length */
+u64 hook_slow_size = 0;
+
+/* Number of struct nftables_pernet in net->gen, for kernels that have it there. */
+u32 nft_net_id = 0;
+
+/* Where in it are commit_mutex.owner and, where it has that, base_seq. */
+u32 nft_lock = 0;
+u32 nft_seq = 0;
+
+/* Number of struct ebt_pernet, and where a struct ebt_table has its name. */
+u32 ebt_net_id = 0;
+u32 ebt_name = 0;
 
 /*
  * Number of journeys under way. While it is 0 the probes have nothing to do
@@ -161,7 +176,7 @@ static __always_inline void rec_begin(struct rec_hdr *h, u16 type,
 	h->type = type;
 	h->cpu = cpu;
 	h->flags = j->flags & JOURNEY_TENTATIVE ? REC_F_TENTATIVE : 0;
-	h->netns = net ? net->ns.inum : 0;
+	h->netns = net ? get(net, ns.inum) : 0;
 	h->jid = j->id;
 	h->seq = j->seq++;
 }

@@ -16,13 +16,6 @@
 #include "packet.h"
 #include "xt.h"
 
-/* Number of struct nftables_pernet in net->gen, for kernels that have it there. */
-u32 nft_net_id = 0;
-
-/* Where in it are commit_mutex.owner and, where it has that, base_seq. */
-u32 nft_lock = 0;
-u32 nft_seq = 0;
-
 /* The generation of each namespace's rulesets that was met last. */
 struct nft_gen {
 	u32 gen;
@@ -37,22 +30,27 @@ struct {
 	__type(value, struct nft_gen);
 } nft_gens SEC(".maps");
 
+static __always_inline u32 nft_cursor(struct net *net)
+{
+	return BPF_CORE_READ(net, nft.gencursor);
+}
+
 static __always_inline u32 nft_parity(struct net *net, u32 gen)
 {
-	return (gen + BPF_CORE_READ(net, nft.gencursor)) & 1;
+	return (gen + nft_cursor(net)) & 1;
 }
 
 /*
- * The generation that a packet meets now. A commit counts base_seq up before it moves gencursor,
- * which says what rules are in force. The reader is woken for a new one, which it has to read
+ * The generation that is in force while gencursor is cursor, which was read just now. A commit
+ * counts base_seq up before it moves that. The reader is woken for a new one, which it has to read
  * before it is replaced.
  */
-static __always_inline u32 nft_now(struct net *net, u32 netns)
+static __always_inline u32 nft_now(struct net *net, u32 netns, u32 cursor)
 {
 	struct nft_gen now, *had = bpf_map_lookup_elem(&nft_gens, &netns);
 
-	now.gen = nft_generation(net, nft_net_id);
-	now.parity = nft_parity(net, now.gen);
+	now.gen = nft_generation(net);
+	now.parity = (now.gen + cursor) & 1;
 	now.sure = 0;
 	if (had) {
 		if (now.parity != had->parity)
@@ -73,6 +71,7 @@ static __always_inline void nft_packet(struct frame *f, struct journey *j,
 				       u32 flags)
 {
 	struct net *net = (void *)f->net;
+	const struct pkt *was;
 	struct scratch *s;
 	struct rec_pkt *r;
 	u32 key = on;
@@ -81,8 +80,11 @@ static __always_inline void nft_packet(struct frame *f, struct journey *j,
 	if (!s)
 		return;
 	r = &s->after;
-	read_data(&r->pkt, skb, number(skb->head), skb->network_header);
-	if (same_data(&r->pkt, f->nft_changed ? &f->nft_pkt : &f->rec.before))
+	was = f->nft_changed ? &f->nft_pkt : &f->rec.before;
+	read_data(&r->pkt, skb, number(get(skb, head)),
+		  get(skb, network_header));
+	if (same_data(&r->pkt, was) &&
+	    (f->rec.place.pf != NFPROTO_BRIDGE || same_mac(was, skb)))
 		return;
 	read_pkt(&r->pkt, skb, net);
 	f->nft_changed = 1;
@@ -97,9 +99,9 @@ static __always_inline void nft_packet(struct frame *f, struct journey *j,
 /* The packet has become another one between two chains. */
 static __always_inline void nft_again(struct sk_buff *skb, struct journey *j)
 {
-	struct frame *f = frame_at(j->frame);
+	struct frame *f = frame_of(j);
 
-	if (f && f->jid == j->id && f->nft)
+	if (f && f->nft)
 		nft_packet(f, j, skb, ON_DEFRAG, REC_F_BETWEEN);
 }
 
@@ -118,23 +120,34 @@ static __always_inline int nft_did(struct sk_buff *skb,
 	struct frame *f;
 	struct nft_table *table;
 	u64 size = sizeof(r);
+	u32 cursor;
 	s32 code;
 
 	if (!j)
 		return 0;
-	if (!nft_stats)
+	if (!nft_stats[0])
 		find_nft_stats();
-	f = frame_at(j->frame);
-	/* Not in nf_hook_slow (the bridge's own PREROUTING, or behind NFQUEUE). */
-	if (!f || f->jid != j->id)
+	f = frame_of(j);
+	/* Neither in nf_hook_slow nor at the bridge's PREROUTING: behind NFQUEUE. */
+	if (!f)
 		return 0;
+	if (tasks_preempt && !chain) {
+		/* Another copy has told already. No call comes twice in a row. */
+		if (f->nft_rule == (u64)rule && f->nft_basechain == (u64)base &&
+		    f->nft_type == type)
+			return 0;
+		f->nft_rule = (u64)rule;
+		f->nft_basechain = (u64)base;
+		f->nft_type = type;
+	}
 	code = BPF_CORE_READ(verdict, code);
 	if (type == NFT_TRACETYPE_POLICY) {
 		r.what = NFT_DID_POLICY;
 		code = BPF_CORE_READ(base, policy);
 	} else if (code == NFT_CONTINUE &&
 		   (type == NFT_TRACETYPE_RETURN ||
-		    BPF_CORE_READ_BITFIELD_PROBED(rule, is_last))) {
+		    (bpf_core_field_exists(struct nft_rule_dp, is_last) &&
+		     BPF_CORE_READ_BITFIELD_PROBED(rule, is_last)))) {
 		r.what = NFT_DID_END;
 		if (!chain && bpf_core_type_exists(struct nft_rule_dp_last))
 			chain = BPF_CORE_READ((struct nft_rule_dp_last *)rule,
@@ -151,14 +164,17 @@ static __always_inline int nft_did(struct sk_buff *skb,
 	r.table = BPF_CORE_READ(table, handle);
 	r.base = BPF_CORE_READ(base, chain.handle);
 	r.family = BPF_CORE_READ_BITFIELD_PROBED(table, family);
-	r.gen = nft_now((void *)f->net, f->rec.hdr.netns);
+	cursor = nft_cursor((void *)f->net);
+	r.gen = nft_now((void *)f->net, f->rec.hdr.netns, cursor);
+	r.flipped = cursor != f->nft_cursor;
+	f->nft_cursor = cursor;
 	/* A packet that was stolen is somebody else's by now. */
 	if (code != NF_STOLEN) {
-		u64 nfct = skb->_nfct;
+		u64 nfct = get(skb, _nfct);
 
 		r.ctinfo = nfct & 7;
 		r.flags = nfct ? PKT_F_CT : 0;
-		nft_packet(f, j, skb, ON_NFT, 0);
+		nft_packet(f, j, skb, f->task ? ON_NFT_TASK : ON_NFT, 0);
 	}
 	f->nft = 1;
 	rec_begin(&r.hdr, REC_NFT, j, NULL, bpf_ktime_get_ns(),

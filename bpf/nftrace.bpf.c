@@ -2,8 +2,9 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
  * The probes. Each is a thin entry into a handler; what they have in common
- * stands in the headers: xt.h (rules of legacy tables), nft.h (nf_tables), filter.h (which
- * packets), packet.h (what is recorded of them), compat.h (how kernels differ).
+ * stands in the headers: xt.h (rules of legacy tables), nft.h (nf_tables), eb.h (ebtables),
+ * flow.h (flowtables),
+ * filter.h (which packets), packet.h (what is recorded of them), compat.h (how kernels differ).
  *
  * Every probe begins with what it costs all packets of the host that nobody follows:
  * a look at live, and at open_frames.
@@ -16,6 +17,9 @@
 #include "filter.h"
 #include "xt.h"
 #include "nft.h"
+#include "kprobe.h"
+#include "flow.h"
+#include "eb.h"
 
 char _license[] SEC("license") = "GPL";
 
@@ -52,36 +56,49 @@ static __always_inline void journey_forget(struct sk_buff *skb,
 }
 
 /* Where a probe of nf_hook_slow runs: softirqs and tasks have their own space to work in. */
-static __always_inline bool where_at_hook(struct where *w)
+static __always_inline bool where_at_hook(struct where *w, const bool at_bridge)
 {
-	if (!where_am_i(w, ON_HOOK))
+	if (!where_am_i(w, at_bridge ? ON_HOOK_BRIDGE : ON_HOOK))
 		return false;
-	if (use_task_probe && w->task)
+	if (!at_bridge && use_task_probe && w->task)
 		w->on = ON_HOOK_TASK;
 	return true;
 }
 
-static __always_inline void hook(void *ctx, struct sk_buff *skb,
-				 struct nf_hook_state *state)
+/* Loaded at each use: with a variable the verifier would follow each value that it may have. */
+static __always_inline u8 hook_of(struct nf_hook_state *state,
+				  const bool at_bridge)
+{
+	return at_bridge ? NF_INET_PRE_ROUTING : get(state, hook);
+}
+
+/*
+ * A packet enters a hook. sp names the call. at_bridge is whether it is the bridge's own
+ * PREROUTING: nothing that a softirq may interrupt, and nowhere that it was before.
+ */
+static __always_inline void hook(u64 sp, struct sk_buff *skb,
+				 struct nf_hook_state *state,
+				 const bool at_bridge)
 {
 	struct journey *j = journey_of(skb);
 	struct decision *d;
 	struct where w;
-	u32 key = ON_HOOK;
+	u32 key = at_bridge ? ON_HOOK_BRIDGE : ON_HOOK;
 
 	w.c = NULL;
 	if (open_frames) {
-		if (use_task_probe && j && same_call((u64)ctx, state, j))
+		if (!at_bridge && use_task_probe && j &&
+		    same_call(sp, state, j))
 			return;
-		if (!where_at_hook(&w))
+		if (!where_at_hook(&w, at_bridge))
 			return;
 		hook_next(&w, skb, j);
 	}
-	if (!j &&
-	    (!tracing || seen_before(skb, state) || flow_passes(skb, state)))
+	if (!j && (!tracing || (!at_bridge && seen_before(skb, state)) ||
+		   flow_passes(skb, state, hook_of(state, at_bridge))))
 		return;
-	if (use_task_probe) {
-		if (!w.c && !where_at_hook(&w))
+	if (!at_bridge && use_task_probe) {
+		if (!w.c && !where_at_hook(&w, at_bridge))
 			return;
 		key = w.on;
 	}
@@ -91,27 +108,37 @@ static __always_inline void hook(void *ctx, struct sk_buff *skb,
 	d->first = 0;
 	d->flags = 0;
 	if (!j || j->flags & JOURNEY_TENTATIVE) {
-		match(skb, state, d);
+		match(skb, state, hook_of(state, at_bridge), d);
 		if (!j) {
 			if (d->match == MATCH_NO) {
 				if (!use_nat || !use_detail)
-					let_pass(skb, state->net, state->hook,
-						 state->pf);
+					let_pass(skb, get(state, net),
+						 hook_of(state, at_bridge),
+						 get(state, pf));
 				return;
 			}
-			if (!w.c && !where_at_hook(&w))
+			if (!w.c && !where_at_hook(&w, at_bridge))
 				return;
 			j = journey_begin(&w, skb, d);
 			if (!j)
 				return;
 			d->first = 1;
-			d->flags = matched_late(skb, state) ? REC_F_LATE : 0;
+			if (!at_bridge && matched_late(skb, state))
+				d->flags = REC_F_LATE;
 		} else if (d->match == MATCH_YES) {
 			j->flags &= ~JOURNEY_TENTATIVE;
 		}
 	}
-	if (w.c || where_at_hook(&w))
-		frame_open(&w, (u64)ctx, skb, state, j, d);
+#ifndef NFTRACE_KPROBE
+	/* A softirq sees all kprobes or none: here none, until its end. */
+	if (some_kprobes && blind()) {
+		count_loss(LOSS_SKIPPED);
+		d->flags |= REC_F_NFTMISSED;
+	}
+#endif
+	if (w.c || where_at_hook(&w, at_bridge))
+		frame_open(&w, sp, skb, state, hook_of(state, at_bridge), j, d,
+			   !at_bridge);
 }
 
 /*
@@ -123,19 +150,20 @@ static __always_inline void hook(void *ctx, struct sk_buff *skb,
  * tasks preempt each other there are several copies of both, of which the first one that is
  * not skipped does the work.
  */
-SEC("fentry/nf_hook_slow")
-int BPF_PROG(hook_enter, struct sk_buff *skb, struct nf_hook_state *state)
+SEC(ENTRY "nf_hook_slow")
+int BPF_ENTRY(hook_enter, struct sk_buff *skb, struct nf_hook_state *state)
 {
 	if (!use_task_probe && !live && passes(skb, state))
 		return 0;
-	if (tasks_preempt && bpf_preempt_disable)
+	if (tasks_preempt && has_preempt_disable)
 		bpf_preempt_disable();
-	hook(ctx, skb, state);
-	if (tasks_preempt && bpf_preempt_disable)
+	hook(sp_of(ctx), skb, state, false);
+	if (tasks_preempt && has_preempt_disable)
 		bpf_preempt_enable();
 	return 0;
 }
 
+#ifndef NFTRACE_KPROBE
 /* hook_enter, where it is not attached itself. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PROG_ARRAY);
@@ -144,8 +172,8 @@ struct {
 	__type(value, u32);
 } hook_program SEC(".maps");
 
-SEC("fentry/nf_hook_slow")
-int BPF_PROG(hook_enter_task, struct sk_buff *skb, struct nf_hook_state *state)
+SEC(ENTRY "nf_hook_slow")
+int BPF_ENTRY(hook_enter_task, struct sk_buff *skb, struct nf_hook_state *state)
 {
 	if (!live && passes(skb, state))
 		return 0;
@@ -154,9 +182,9 @@ int BPF_PROG(hook_enter_task, struct sk_buff *skb, struct nf_hook_state *state)
 	return 0;
 }
 
-SEC("fentry/nf_hook_slow")
-int BPF_PROG(hook_enter_softirq, struct sk_buff *skb,
-	     struct nf_hook_state *state)
+SEC(ENTRY "nf_hook_slow")
+int BPF_ENTRY(hook_enter_softirq, struct sk_buff *skb,
+	      struct nf_hook_state *state)
 {
 	if (!live && passes(skb, state))
 		return 0;
@@ -165,12 +193,14 @@ int BPF_PROG(hook_enter_softirq, struct sk_buff *skb,
 	return 0;
 }
 
+#endif
+
 /*
  * The death of a packet, in net/core/skbuff.c. It does not come here after a socket has read
  * it; its journey has ended before (deliver).
  */
-SEC("fentry/skb_release_head_state")
-int BPF_PROG(skb_release, struct sk_buff *skb)
+SEC(ENTRY "skb_release_head_state")
+int BPF_ENTRY(skb_release, struct sk_buff *skb)
 {
 	struct journey *j = journey_of(skb);
 	struct rec_hdr h;
@@ -190,12 +220,11 @@ int BPF_PROG(skb_release, struct sk_buff *skb)
 }
 
 /*
- * nf_hook_slow itself drops a packet that a hook's verdict condemns. 5.10 gives no
- * reason. The journey ends here, and not only at the release that comes next: the kernel
- * may skip one of the two, but hardly both.
+ * nf_hook_slow itself drops a packet that a hook's verdict condemns. The journey ends here, and
+ * not only at the release that comes next: the kernel may skip one of the two, but hardly both.
  */
-SEC("tp_btf/kfree_skb")
-int BPF_PROG(skb_drop, struct sk_buff *skb, void *location, u32 reason)
+SEC(TRACEPOINT "kfree_skb")
+int BPF_PROG(skb_drop, struct sk_buff *skb, u64 location)
 {
 	struct journey *j = journey_of(skb);
 	struct rec_hdr h;
@@ -206,8 +235,7 @@ int BPF_PROG(skb_drop, struct sk_buff *skb, void *location, u32 reason)
 		return 0;
 	cpu = bpf_get_smp_processor_id();
 	now = hook_over(untrusted(skb), j, ON_DROP);
-	if (reason == bpf_core_enum_value(enum skb_drop_reason,
-					  SKB_DROP_REASON_NETFILTER_DROP)) {
+	if (hook_dropped(location, ctx)) {
 		rec_begin(&h, REC_DROP, j, NULL, now, cpu);
 		rec_send(&h, sizeof(h));
 	}
@@ -221,8 +249,8 @@ int BPF_PROG(skb_drop, struct sk_buff *skb, void *location, u32 reason)
  * net/core/skbuff.c:skb_morph: defragmentation turns the fragment that came last
  * into the whole packet. It stays the same journey.
  */
-SEC("fentry/skb_morph")
-int BPF_PROG(skb_morph, struct sk_buff *dst)
+SEC(ENTRY "skb_morph")
+int BPF_ENTRY(skb_morph, struct sk_buff *dst)
 {
 	struct journey *j = journey_of(dst);
 	struct frame *f;
@@ -231,8 +259,8 @@ int BPF_PROG(skb_morph, struct sk_buff *dst)
 		return 0;
 	j->flags |= JOURNEY_MORPH;
 	/* Behind the hook that it was in, the packet is another one. */
-	f = frame_at(j->frame);
-	if (f && f->jid == j->id && frame_evaluated(f))
+	f = frame_of(j);
+	if (f && frame_evaluated(f))
 		f->morphed = 1;
 	return 0;
 }
@@ -241,31 +269,15 @@ int BPF_PROG(skb_morph, struct sk_buff *dst)
  * net/ipv4/ip_fragment.c, net/ipv6/netfilter/nf_conntrack_reasm.c: the last fragment has become
  * the whole packet, before most tables of the hook see it.
  */
-static __always_inline void defragmented(struct sk_buff *skb)
+static __always_inline int defragmented(struct sk_buff *skb, int ret)
 {
-	struct journey *j = journey_of(skb);
+	struct journey *j = ret ? NULL : journey_of(skb);
 
 	if (!j)
-		return;
+		return 0;
 	frame_again(skb, j);
 	if (nft_on)
 		nft_again(skb, j);
-}
-
-SEC("fexit/ip_defrag")
-int BPF_PROG(defrag_ip, struct net *net, struct sk_buff *skb, u32 user, int ret)
-{
-	if (!ret)
-		defragmented(skb);
-	return 0;
-}
-
-SEC("fexit/nf_ct_frag6_gather")
-int BPF_PROG(defrag_ip6, struct net *net, struct sk_buff *skb, u32 user,
-	     int ret)
-{
-	if (!ret)
-		defragmented(skb);
 	return 0;
 }
 
@@ -281,33 +293,38 @@ static __always_inline void record_dev(struct sk_buff *skb, struct journey *j,
 	if (j->flags & JOURNEY_TENTATIVE && dev && match_dev(skb, dev))
 		j->flags &= ~JOURNEY_TENTATIVE;
 	__builtin_memset(&rec, 0, sizeof(rec));
-	rec_begin(&rec.hdr, type, j, dev ? dev->nd_net.net : NULL, now,
+	rec_begin(&rec.hdr, type, j, dev ? get(dev, nd_net.net) : NULL, now,
 		  bpf_get_smp_processor_id());
 	read_dev(&rec.dev, dev);
 	rec_send(&rec, sizeof(rec));
 }
 
 /* In __dev_queue_xmit, net/core/dev.c. */
-SEC("tp_btf/net_dev_queue")
+SEC(TRACEPOINT "net_dev_queue")
 int BPF_PROG(dev_xmit, struct sk_buff *skb)
 {
 	struct journey *j = journey_of(skb);
 
+#ifdef NFTRACE_KPROBE
+	unseen(skb);
+#endif
 	if (!j)
 		return 0;
 	skb = untrusted(skb);
-	record_dev(skb, j, skb->dev, REC_XMIT, ON_XMIT);
+	if (nft_on)
+		flow_took(j);
+	record_dev(skb, j, get(skb, dev), REC_XMIT, ON_XMIT);
 	return 0;
 }
 
 /* net/bridge/br_forward.c: br_forward and the flooding functions end here. */
-SEC("fentry/__br_forward")
-int BPF_PROG(br_forward, struct net_bridge_port *to, struct sk_buff *skb)
+SEC(ENTRY "__br_forward")
+int BPF_ENTRY(br_forward, struct net_bridge_port *to, struct sk_buff *skb)
 {
 	struct journey *j = journey_of(skb);
 
 	if (j)
-		record_dev(skb, j, to->dev, REC_BRIDGE, ON_BRIDGE);
+		record_dev(skb, j, get(to, dev), REC_BRIDGE, ON_BRIDGE);
 	return 0;
 }
 
@@ -317,22 +334,32 @@ static __always_inline int deliver(struct sk_buff *skb, enum on on)
 
 	if (!j)
 		return 0;
-	record_dev(skb, j, skb->dev, REC_DELIVER, on);
+	record_dev(skb, j, get(skb, dev), REC_DELIVER, on);
 	journey_forget(skb, j);
 	return 0;
 }
 
-SEC("fentry/ip_local_deliver_finish")
-int BPF_PROG(deliver_ip, struct net *net, struct sock *sk, struct sk_buff *skb)
+SEC(ENTRY "ip_local_deliver_finish")
+int BPF_ENTRY(deliver_ip, struct net *net, struct sock *sk, struct sk_buff *skb)
 {
 	return deliver(skb, ON_DELIVER);
 }
 
-SEC("fentry/ip6_input_finish")
-int BPF_PROG(deliver_ip6, struct net *net, struct sock *sk, struct sk_buff *skb)
+SEC(ENTRY "ip6_input_finish")
+int BPF_ENTRY(deliver_ip6, struct net *net, struct sock *sk,
+	      struct sk_buff *skb)
 {
 	return deliver(skb, ON_DELIVER6);
 }
+
+#ifdef NFTRACE_KPROBE
+/* net/ipv6/ip6_input.c: some compilers have made ip6_input_finish a part of who calls it. */
+SEC(ENTRY "ip6_protocol_deliver_rcu")
+int BPF_ENTRY(deliver_ip6_rcu, struct net *net, struct sk_buff *skb)
+{
+	return deliver(skb, ON_DELIVER6);
+}
+#endif
 
 /* ---- NAT ---- */
 
@@ -346,15 +373,15 @@ static __always_inline int rewrite(struct sk_buff *skb, struct nf_conn *ct,
 
 	if (!j || !frame_split(&w, skb, j, ON_NAT))
 		return 0;
-	rec_begin(&rec.hdr, REC_NAT, j, ct->ct_net.net, w.now, w.cpu);
+	rec_begin(&rec.hdr, REC_NAT, j, get(ct, ct_net.net), w.now, w.cpu);
 	rec.manip = mtype;
 	rec.dir = dir;
 	rec_send(&rec, sizeof(rec));
 	return 0;
 }
 
-SEC("fentry/nf_nat_manip_pkt")
-int BPF_PROG(nat, struct sk_buff *skb, struct nf_conn *ct, u32 mtype, u32 dir)
+SEC(ENTRY "nf_nat_manip_pkt")
+int BPF_ENTRY(nat, struct sk_buff *skb, struct nf_conn *ct, u32 mtype, u32 dir)
 {
 	return rewrite(skb, ct, mtype, dir);
 }
@@ -369,16 +396,16 @@ rewrite_error(struct sk_buff *skb, struct nf_conn *ct, u32 ctinfo, u32 hook)
 }
 
 /* ICMP errors are rewritten with the packet that they quote, and not by nf_nat_manip_pkt. */
-SEC("fentry/nf_nat_icmp_reply_translation")
-int BPF_PROG(nat_icmp, struct sk_buff *skb, struct nf_conn *ct, u32 ctinfo,
-	     u32 hooknum)
+SEC(ENTRY "nf_nat_icmp_reply_translation")
+int BPF_ENTRY(nat_icmp, struct sk_buff *skb, struct nf_conn *ct, u32 ctinfo,
+	      u32 hooknum)
 {
 	return rewrite_error(skb, ct, ctinfo, hooknum);
 }
 
-SEC("fentry/nf_nat_icmpv6_reply_translation")
-int BPF_PROG(nat_icmp6, struct sk_buff *skb, struct nf_conn *ct, u32 ctinfo,
-	     u32 hooknum)
+SEC(ENTRY "nf_nat_icmpv6_reply_translation")
+int BPF_ENTRY(nat_icmp6, struct sk_buff *skb, struct nf_conn *ct, u32 ctinfo,
+	      u32 hooknum)
 {
 	return rewrite_error(skb, ct, ctinfo, hooknum);
 }
@@ -386,7 +413,7 @@ int BPF_PROG(nat_icmp6, struct sk_buff *skb, struct nf_conn *ct, u32 ctinfo,
 /* ---- who else gets the CPU ---- */
 
 /* kernel/softirq.c: what a softirq's packets were in is over. */
-SEC("tp_btf/softirq_exit")
+SEC(TRACEPOINT "softirq_exit")
 int BPF_PROG(softirq_exit)
 {
 	struct where w;
@@ -402,7 +429,7 @@ int BPF_PROG(softirq_exit)
 }
 
 /* kernel/sched/core.c */
-SEC("tp_btf/sched_switch")
+SEC(TRACEPOINT "sched_switch")
 int BPF_PROG(sched_switch, bool preempt, struct task_struct *prev,
 	     struct task_struct *next)
 {
@@ -419,8 +446,8 @@ int BPF_PROG(sched_switch, bool preempt, struct task_struct *prev,
 /* ---- rulesets ---- */
 
 /* The table at this address is no more; the next one there is another. */
-SEC("fentry/xt_free_table_info")
-int BPF_PROG(table_free, void *info)
+SEC(ENTRY "xt_free_table_info")
+int BPF_ENTRY(table_free, void *info)
 {
 	u64 key = (u64)info;
 
@@ -439,18 +466,16 @@ struct {
 } new_tables SEC(".maps");
 
 /* The table's mutex is held: nobody replaces it again before this returns. */
-SEC("fexit/xt_replace_table")
-int BPF_PROG(table_replaced, struct xt_table *table, u32 num_counters,
-	     void *info, int *error, void *old)
+static __always_inline int replaced(struct xt_table *table, u64 private,
+				    void *old)
 {
 	struct task_struct *task = (void *)bpf_get_current_task();
-	u64 private = (u64)info;
 	struct new_table news = {};
 	struct xt_tab *tab;
 
 	if (!old || !xt.on)
 		return 0;
-	news.pf = table->af;
+	news.pf = get(table, af);
 	tab = bpf_map_lookup_elem(&xt_tables, &private);
 	if (!tab)
 		tab = tab_make(private, news.pf, ON_REPLACE);
@@ -475,8 +500,7 @@ struct lookup last_lookup = {};
 /* nftrace's own process, as the initial PID namespace numbers it. */
 u32 self_tgid = 0;
 
-SEC("fexit/xt_find_table_lock")
-int BPF_PROG(table_lookup, struct net *net, u8 af, const char *name, u64 table)
+static __always_inline int looked_up(u8 af, u64 table)
 {
 	struct xt_table_head h;
 	struct xt_tab *tab;
@@ -500,42 +524,55 @@ int BPF_PROG(table_lookup, struct net *net, u8 af, const char *name, u64 table)
 
 /* ---- nf_tables ---- */
 
-/* net/netfilter/nf_tables_core.c: see nft.h. Where info->trace is 0, the rest is not set. */
-SEC("fentry/__nft_trace_packet")
-int BPF_PROG(nft_trace, const struct nft_pktinfo *pkt,
-	     const struct nft_verdict *verdict, const struct nft_rule_dp *rule,
-	     struct nft_traceinfo *info, u32 type)
+/*
+ * net/netfilter/nf_tables_core.c: see nft.h. Where info->trace is 0, the rest is not set.
+ *
+ * There are copies of it where the kernel can keep the tasks that they run for from sharing
+ * their space.
+ */
+SEC(ENTRY "__nft_trace_packet")
+int BPF_ENTRY(nft_trace, const struct nft_pktinfo *pkt,
+	      const struct nft_verdict *verdict, const struct nft_rule_dp *rule,
+	      struct nft_traceinfo *info, u32 type)
 {
-	if (!live || !info->trace)
+	if (!live || !get(info, trace))
 		return 0;
-	return nft_did(untrusted(pkt->skb), info->basechain, verdict, rule,
-		       NULL, type);
+	if (tasks_preempt && has_preempt_disable)
+		bpf_preempt_disable();
+	nft_did(untrusted(get(pkt, skb)), get(info, basechain), verdict, rule,
+		NULL, type);
+	if (tasks_preempt && has_preempt_disable)
+		bpf_preempt_enable();
+	return 0;
 }
 
 /* The same where all that stands in info. */
-SEC("fentry/__nft_trace_packet")
-int BPF_PROG(nft_trace_info, struct nft_traceinfo___6_3 *info,
-	     const struct nft_chain *chain, u32 type)
+SEC(ENTRY "__nft_trace_packet")
+int BPF_ENTRY(nft_trace_info, struct nft_traceinfo___6_3 *info,
+	      const struct nft_chain *chain, u32 type)
 {
-	if (!live || !info->trace)
+	const struct nft_pktinfo *pkt;
+
+	if (!live || !get(info, trace))
 		return 0;
-	return nft_did(untrusted(info->pkt->skb), info->basechain,
-		       info->verdict, info->rule, chain, type);
+	pkt = get(info, pkt);
+	return nft_did(untrusted(get(pkt, skb)), get(info, basechain),
+		       get(info, verdict), get(info, rule), chain, type);
 }
 
 /*
  * net/netfilter/nf_tables_api.c: nobody else changes anything until this is over, and nothing is
  * changed yet.
  */
-SEC("fentry/nf_tables_commit")
-int BPF_PROG(nft_commit, struct net *net)
+SEC(ENTRY "nf_tables_commit")
+int BPF_ENTRY(nft_commit, struct net *net)
 {
-	u32 netns = net->ns.inum;
+	u32 netns = get(net, ns.inum);
 	struct nft_gen *had = bpf_map_lookup_elem(&nft_gens, &netns);
 
 	if (!had)
 		return 0;
-	had->parity = nft_parity(net, nft_generation(net, nft_net_id));
+	had->parity = nft_parity(net, nft_generation(net));
 	had->sure = 1;
 	return 0;
 }
@@ -544,19 +581,383 @@ int BPF_PROG(nft_commit, struct net *net)
  * There is a new generation of a namespace's rulesets, to be read before the next one if packets
  * are followed there.
  */
-SEC("fexit/nf_tables_commit")
-int BPF_PROG(nft_committed, struct net *net)
+static __always_inline int committed(struct net *net)
 {
 	struct new_table news = {};
 
-	news.netns = net->ns.inum;
+	news.netns = get(net, ns.inum);
 	if (!bpf_map_lookup_elem(&nft_gens, &news.netns))
 		return 0;
-	news.gen = nft_generation(net, nft_net_id);
+	news.gen = nft_generation(net);
 	bpf_ringbuf_output(&new_tables, &news, sizeof(news),
 			   BPF_RB_FORCE_WAKEUP);
 	return 0;
 }
+
+/* ---- flowtables ---- */
+
+SEC(ENTRY "nf_flow_offload_ip_hook")
+int BPF_ENTRY(flow_ip, void *flowtable, struct sk_buff *skb)
+{
+	return flow_enter(skb, flowtable);
+}
+
+SEC(ENTRY "nf_flow_offload_ipv6_hook")
+int BPF_ENTRY(flow_ip6, void *flowtable, struct sk_buff *skb)
+{
+	return flow_enter(skb, flowtable);
+}
+
+/* ---- where functions return ---- */
+
+#ifndef NFTRACE_KPROBE
+SEC("fexit/ip_defrag")
+int BPF_PROG(defrag_ip, struct net *net, struct sk_buff *skb, u32 user, int ret)
+{
+	return defragmented(skb, ret);
+}
+
+SEC("fexit/nf_ct_frag6_gather")
+int BPF_PROG(defrag_ip6, struct net *net, struct sk_buff *skb, u32 user,
+	     int ret)
+{
+	return defragmented(skb, ret);
+}
+
+SEC("fexit/xt_replace_table")
+int BPF_PROG(table_replaced, struct xt_table *table, u32 num_counters,
+	     void *info, int *error, void *old)
+{
+	return replaced(table, number(info), old);
+}
+
+SEC("fexit/xt_find_table_lock")
+int BPF_PROG(table_lookup, struct net *net, u8 af, const char *name, u64 table)
+{
+	return looked_up(af, table);
+}
+
+SEC("fexit/nf_tables_commit")
+int BPF_PROG(nft_committed, struct net *net)
+{
+	return committed(net);
+}
+
+SEC("fexit/nf_flow_offload_ip_hook")
+int BPF_PROG(flow_ip_done, void *flowtable, struct sk_buff *skb,
+	     struct nf_hook_state *state, u32 verdict)
+{
+	return flow_leave(skb, verdict);
+}
+
+SEC("fexit/nf_flow_offload_ipv6_hook")
+int BPF_PROG(flow_ip6_done, void *flowtable, struct sk_buff *skb,
+	     struct nf_hook_state *state, u32 verdict)
+{
+	return flow_leave(skb, verdict);
+}
+#else
+SEC("kprobe/ip_defrag")
+int BPF_KPROBE(defrag_ip_call, struct net *net, struct sk_buff *skb)
+{
+	return call_begins(CALL_DEFRAG, (u64)skb, 0);
+}
+
+SEC("kretprobe/ip_defrag")
+int BPF_KRETPROBE(defrag_ip, int ret)
+{
+	struct call_args a;
+
+	return call_ends(CALL_DEFRAG, &a) ? defragmented((void *)a.a, ret) : 0;
+}
+
+SEC("kprobe/nf_ct_frag6_gather")
+int BPF_KPROBE(defrag_ip6_call, struct net *net, struct sk_buff *skb)
+{
+	return call_begins(CALL_DEFRAG6, (u64)skb, 0);
+}
+
+SEC("kretprobe/nf_ct_frag6_gather")
+int BPF_KRETPROBE(defrag_ip6, int ret)
+{
+	struct call_args a;
+
+	return call_ends(CALL_DEFRAG6, &a) ? defragmented((void *)a.a, ret) : 0;
+}
+
+SEC("kprobe/xt_replace_table")
+int BPF_KPROBE(table_replaced_call, struct xt_table *table, u32 num_counters,
+	       void *info)
+{
+	return call_begins(CALL_REPLACE, (u64)table, (u64)info);
+}
+
+SEC("kretprobe/xt_replace_table")
+int BPF_KRETPROBE(table_replaced, void *old)
+{
+	struct call_args a;
+
+	return call_ends(CALL_REPLACE, &a) ? replaced((void *)a.a, a.b, old) :
+					     0;
+}
+
+SEC("kprobe/xt_find_table_lock")
+int BPF_KPROBE(table_lookup_call, struct net *net, u8 af)
+{
+	return call_begins(CALL_LOOKUP, af, 0);
+}
+
+SEC("kretprobe/xt_find_table_lock")
+int BPF_KRETPROBE(table_lookup, u64 table)
+{
+	struct call_args a;
+
+	return call_ends(CALL_LOOKUP, &a) ? looked_up(a.a, table) : 0;
+}
+
+SEC("kprobe/nf_tables_commit")
+int BPF_KPROBE(nft_committed_call, struct net *net)
+{
+	return call_begins(CALL_COMMIT, (u64)net, 0);
+}
+
+SEC("kretprobe/nf_tables_commit")
+int BPF_KRETPROBE(nft_committed)
+{
+	struct call_args a;
+
+	return call_ends(CALL_COMMIT, &a) ? committed((void *)a.a) : 0;
+}
+
+SEC("kprobe/nf_flow_offload_ip_hook")
+int BPF_KPROBE(flow_ip_done_call, void *flowtable, struct sk_buff *skb)
+{
+	return call_begins(CALL_FLOW, (u64)skb, 0);
+}
+
+SEC("kretprobe/nf_flow_offload_ip_hook")
+int BPF_KRETPROBE(flow_ip_done, u32 verdict)
+{
+	struct call_args a;
+
+	return call_ends(CALL_FLOW, &a) ? flow_leave((void *)a.a, verdict) : 0;
+}
+
+SEC("kprobe/nf_flow_offload_ipv6_hook")
+int BPF_KPROBE(flow_ip6_done_call, void *flowtable, struct sk_buff *skb)
+{
+	return call_begins(CALL_FLOW6, (u64)skb, 0);
+}
+
+SEC("kretprobe/nf_flow_offload_ipv6_hook")
+int BPF_KRETPROBE(flow_ip6_done, u32 verdict)
+{
+	struct call_args a;
+
+	return call_ends(CALL_FLOW6, &a) ? flow_leave((void *)a.a, verdict) : 0;
+}
+
+/* In __netif_receive_skb_core, net/core/dev.c: all that a softirq receives comes here. */
+SEC(TRACEPOINT "netif_receive_skb")
+int BPF_PROG(receive, struct sk_buff *skb)
+{
+	unseen(skb);
+	return 0;
+}
+#endif
+
+/* ---- bridges ---- */
+
+/*
+ * net/bridge/br_input.c:nf_hook_bridge_pre runs the bridge's own PREROUTING itself: the frame
+ * begins where the first ruleset does. What br_netfilter brings back from IP's PREROUTING is in
+ * nf_hook_slow again.
+ */
+static __always_inline void bridge_pre(struct sk_buff *skb,
+				       struct nf_hook_state *state)
+{
+	struct net_device *in;
+	struct journey *j;
+	struct frame *f;
+	u8 at = get(state, hook);
+
+	if (at != NF_INET_PRE_ROUTING && at != NF_BR_BROUTING)
+		return;
+	if (!live && (!tracing || flow_passes(skb, state, NF_INET_PRE_ROUTING)))
+		return;
+	j = journey_of(skb);
+	f = j ? frame_of(j) : NULL;
+	in = get(state, in);
+	/* It may have come to another bridge since. */
+	if (f && f->rec.place.pf == NFPROTO_BRIDGE &&
+	    f->rec.place.hook == NF_INET_PRE_ROUTING && in &&
+	    f->rec.place.in.ifindex == get(in, ifindex))
+		return;
+	if ((!j && from_br_netfilter(skb)) || !bh_off(this_cpu()))
+		return;
+	/* The state is the hook's own, further up in the stack. */
+	hook((u64)state, skb, state, true);
+}
+
+/* net/netfilter/nft_chain_filter.c: before each base chain of family bridge. */
+SEC(ENTRY "nft_do_chain_bridge")
+int BPF_ENTRY(nft_bridge, void *priv, struct sk_buff *skb,
+	      struct nf_hook_state *state)
+{
+	bridge_pre(skb, state);
+	return 0;
+}
+
+/* ---- ebtables ---- */
+
+static __always_inline int ebt_begins(u64 sp, u64 table, struct sk_buff *skb,
+				      struct nf_hook_state *state)
+{
+	bridge_pre(skb, state);
+#ifdef NFTRACE_KPROBE
+	if (journey_of(skb))
+		ebt_call_begins(sp, CALL_EBT, table, (u64)skb, (u64)state);
+#endif
+	return ebt_enter((u64)state, table, skb);
+}
+
+/* See compat.h for its arguments. */
+SEC(ENTRY "ebt_do_table")
+int BPF_ENTRY(ebt_begin, u64 table, struct sk_buff *skb,
+	      struct nf_hook_state *state)
+{
+	return ebt_begins(sp_of(ctx), table, skb, state);
+}
+
+/* A table is about to be, and whatever else was at its address is no more. */
+SEC(ENTRY "do_replace_finish")
+int BPF_ENTRY(ebt_replace, struct net *net, struct ebt_replace *repl,
+	      void *info)
+{
+	u64 private = (u64)info;
+
+	bpf_map_delete_elem(&ebt_tables, &private);
+#ifdef NFTRACE_KPROBE
+	ebt_call_begins(sp_of(ctx), CALL_EBT_REPLACE, (u64)net, (u64)repl,
+			private);
+#endif
+	return 0;
+}
+
+/* The table at this address is no more. */
+SEC(ENTRY "__ebt_unregister_table")
+int BPF_ENTRY(ebt_unregister, struct net *net, u64 table)
+{
+	u64 private = ebt_private(table);
+
+	bpf_map_delete_elem(&ebt_tables, &private);
+	return 0;
+}
+
+static __always_inline int ebt_table_replaced(struct net *net,
+					      struct ebt_replace *repl,
+					      u64 private, int ret)
+{
+	struct new_table news = {};
+
+	if (ret)
+		return 0;
+	news.private = private;
+	news.netns = get(net, ns.inum);
+	news.pf = NFPROTO_BRIDGE;
+	bpf_probe_read_kernel(news.name, sizeof(news.name), repl->name);
+	bpf_ringbuf_output(&new_tables, &news, sizeof(news),
+			   BPF_RB_FORCE_WAKEUP);
+	return 0;
+}
+
+/* Which table nftrace itself reads: ebt_mutex is held, nobody replaces it meanwhile. */
+SEC(ENTRY "copy_everything_to_user")
+int BPF_ENTRY(ebt_lookup, u64 table)
+{
+	if (bpf_get_current_pid_tgid() >> 32 != self_tgid)
+		return 0;
+	last_lookup.private = ebt_private(table);
+	last_lookup.gen = ebt_gen(table, last_lookup.private);
+	return 0;
+}
+
+/* Counters are set, whoever counts meanwhile. */
+SEC(ENTRY "do_ebt_set_ctl")
+int BPF_ENTRY(ebt_set, struct sock *sk, int cmd)
+{
+	if (cmd != EBT_SO_SET_COUNTERS)
+		return 0;
+	__sync_fetch_and_add(&ebt_sets, 1);
+#ifdef NFTRACE_KPROBE
+	ebt_call_begins(sp_of(ctx), CALL_EBT_SET, 0, 0, 0);
+#endif
+	return 0;
+}
+
+#ifndef NFTRACE_KPROBE
+SEC("fexit/ebt_do_table")
+int BPF_PROG(ebt_end, u64 table, struct sk_buff *skb,
+	     struct nf_hook_state *state, u32 verdict)
+{
+	return ebt_leave((u64)state, table, skb, get(state, hook), verdict);
+}
+
+SEC("fexit/do_replace_finish")
+int BPF_PROG(ebt_replaced, struct net *net, struct ebt_replace *repl,
+	     void *info, int ret)
+{
+	return ebt_table_replaced(net, repl, (u64)info, ret);
+}
+
+SEC("fexit/do_ebt_set_ctl")
+int BPF_PROG(ebt_set_over, struct sock *sk, int cmd)
+{
+	if (cmd == EBT_SO_SET_COUNTERS)
+		__sync_fetch_and_add(&ebt_sets_over, 1);
+	return 0;
+}
+#else
+SEC("kprobe/ebt_do_table")
+int BPF_KPROBE(ebt_begin_last, struct sk_buff *skb, struct nf_hook_state *state,
+	       u64 table)
+{
+	return ebt_begins(sp_of(ctx), table, skb, state);
+}
+
+SEC("kretprobe/ebt_do_table")
+int BPF_KRETPROBE(ebt_end, u32 verdict)
+{
+	struct nf_hook_state *state;
+	struct call_args a;
+
+	if (!ebt_call_ends(sp_had(ctx), CALL_EBT, &a))
+		return 0;
+	state = (void *)a.c;
+	return ebt_leave(a.c, a.a, (void *)a.b, get(state, hook), verdict);
+}
+
+SEC("kretprobe/do_replace_finish")
+int BPF_KRETPROBE(ebt_replaced, int ret)
+{
+	struct call_args a;
+
+	if (!ebt_call_ends(sp_had(ctx), CALL_EBT_REPLACE, &a))
+		return 0;
+	return ebt_table_replaced((void *)a.a, (void *)a.b, a.c, ret);
+}
+
+/* One that is not seen, which may be if more are under way than CPUs, leaves runs unresolved. */
+SEC("kretprobe/do_ebt_set_ctl")
+int BPF_KRETPROBE(ebt_set_over)
+{
+	struct call_args a;
+
+	if (ebt_call_ends(sp_had(ctx), CALL_EBT_SET, &a))
+		__sync_fetch_and_add(&ebt_sets_over, 1);
+	return 0;
+}
+#endif
 
 /* ---- at start ---- */
 
@@ -564,34 +965,42 @@ struct symbols {
 	u64 per_cpu_offset, preempt_count, pcpu_hot;
 	u64 xt_recseq, xt_pernet_id; /* of module x_tables */
 	u64 nft_net_id;		     /* nf_tables_net_id, of module nf_tables */
+	u64 ebt_pernet_id;	     /* of module ebtables */
 	u32 pernet_id;		     /* what xt_pernet_id holds */
 	u32 nft_id;		     /* what nf_tables_net_id holds */
+	u32 ebt_id;		     /* what ebt_pernet_id holds */
 };
 
 struct symbols found_symbols = {};
 
 /*
- * Run by the loader: looks symbols up, far faster than /proc/kallsyms. Who the loader is, it
- * cannot know itself in a PID namespace.
+ * Run by the loader: looks symbols up, far faster than /proc/kallsyms, where it can, and reads
+ * what stands at some. Who the loader is, it cannot know itself in a PID namespace.
  */
-SEC("syscall")
+SEC(RUN)
 int find_symbols(void *ctx)
 {
 	struct symbols *f = &found_symbols;
 
 	self_tgid = bpf_get_current_pid_tgid() >> 32;
+#ifndef NFTRACE_KPROBE
 	bpf_kallsyms_lookup_name("__per_cpu_offset", 17, 0, &f->per_cpu_offset);
 	bpf_kallsyms_lookup_name("__preempt_count", 16, 0, &f->preempt_count);
 	bpf_kallsyms_lookup_name("pcpu_hot", 9, 0, &f->pcpu_hot);
 	bpf_kallsyms_lookup_name("xt_recseq", 10, 0, &f->xt_recseq);
 	bpf_kallsyms_lookup_name("xt_pernet_id", 13, 0, &f->xt_pernet_id);
+	bpf_kallsyms_lookup_name("nf_tables_net_id", 17, 0, &f->nft_net_id);
+	bpf_kallsyms_lookup_name("ebt_pernet_id", 14, 0, &f->ebt_pernet_id);
+#endif
 	if (f->xt_pernet_id)
 		bpf_probe_read_kernel(&f->pernet_id, sizeof(f->pernet_id),
 				      (void *)f->xt_pernet_id);
-	bpf_kallsyms_lookup_name("nf_tables_net_id", 17, 0, &f->nft_net_id);
 	if (f->nft_net_id)
 		bpf_probe_read_kernel(&f->nft_id, sizeof(f->nft_id),
 				      (void *)f->nft_net_id);
+	if (f->ebt_pernet_id)
+		bpf_probe_read_kernel(&f->ebt_id, sizeof(f->ebt_id),
+				      (void *)f->ebt_pernet_id);
 	return 0;
 }
 
@@ -603,7 +1012,7 @@ u32 nft_busy = 0;
  * are not yet in force. That is not so if nobody holds the lock of transactions, nor before their
  * commit.
  */
-SEC("syscall")
+SEC(RUN)
 int nft_state(void *ctx)
 {
 	struct task_struct *task = (void *)bpf_get_current_task();
@@ -612,7 +1021,7 @@ int nft_state(void *ctx)
 	struct nft_gen *had;
 	u64 pernet, owner = 0;
 
-	pernet = read_u64((u64)BPF_CORE_READ(net, gen) + 8UL * nft_net_id);
+	pernet = nft_pernet(net);
 	if (bpf_probe_read_kernel(&owner, sizeof(owner),
 				  (void *)(pernet + nft_lock)))
 		return 1;
@@ -620,14 +1029,75 @@ int nft_state(void *ctx)
 	had = bpf_map_lookup_elem(&nft_gens, &netns);
 	if (!owner || !had || !had->sure)
 		return 0;
-	if (bpf_core_field_exists(net->nft.base_seq))
-		gen = BPF_CORE_READ(net, nft.base_seq);
-	else
-		gen = read_u32(pernet + nft_seq);
+	gen = nft_generation(net);
 	if (nft_parity(net, gen) == had->parity)
 		nft_busy = 1;
 	return 0;
 }
+
+/* The names of the tables that ebt_list found. */
+struct ebt_names {
+	u32 n;
+	char name[8][32];
+};
+
+struct ebt_names ebt_names = {};
+
+/* Run by the loader, in a namespace: which tables of ebtables are there. */
+SEC(RUN)
+int ebt_list(void *ctx)
+{
+	struct task_struct *task = (void *)bpf_get_current_task();
+	struct net *net = BPF_CORE_READ(task, nsproxy, net_ns);
+	u64 head = ebt_tables_of(net), at = head;
+
+	ebt_names.n = 0;
+#pragma nounroll
+	for (u32 i = 0; i < 8; i++) {
+		/* A struct ebt_table begins with its struct list_head. */
+		at = at ? read_u64(at) : 0;
+		if (!at || at == head)
+			break;
+		bpf_probe_read_kernel(ebt_names.name[i],
+				      sizeof(ebt_names.name[i]),
+				      (void *)(at + ebt_name));
+		ebt_names.n = i + 1;
+	}
+	return 0;
+}
+
+/*
+ * What nft_look found: where struct nftables_pernet is, what it begins with, and its first table.
+ */
+struct nft_looked {
+	u64 at;
+	u32 family;
+	char name[12];
+	u64 words[32];
+};
+
+struct nft_looked nft_looked = {};
+
+#ifdef NFTRACE_KPROBE
+/* Run by the loader, in a namespace of its own, where no type information says what is where. */
+SEC(RUN)
+int nft_look(void *ctx)
+{
+	struct task_struct *task = (void *)bpf_get_current_task();
+	struct net *net = BPF_CORE_READ(task, nsproxy, net_ns);
+	struct nft_table *table;
+
+	nft_looked.at = nft_pernet(net);
+	/* Both begin with a struct list_head. */
+	table = (void *)read_u64(nft_looked.at);
+	nft_looked.family = BPF_CORE_READ_BITFIELD_PROBED(table, family);
+	bpf_probe_read_kernel_str(nft_looked.name, sizeof(nft_looked.name),
+				  BPF_CORE_READ(table, name));
+	return !!bpf_probe_read_kernel(nft_looked.words,
+				       sizeof(nft_looked.words),
+				       (void *)nft_looked.at);
+}
+#endif
 
 /* So that bpf2go finds the types that no map holds. */
 const struct rec_hook *unused_rec_hook __attribute__((unused));
@@ -635,6 +1105,8 @@ const struct rec_dev *unused_rec_dev __attribute__((unused));
 const struct rec_nat *unused_rec_nat __attribute__((unused));
 const struct new_table *unused_new_table __attribute__((unused));
 const struct rec_nft *unused_rec_nft __attribute__((unused));
+const struct rec_flow *unused_rec_flow __attribute__((unused));
+const struct rec_ebt *unused_rec_ebt __attribute__((unused));
 const enum nft_what unused_nft_what __attribute__((unused)) = 0;
 const struct rec_pkt *unused_rec_pkt __attribute__((unused));
 const enum rec_type unused_rec_type __attribute__((unused)) = 0;

@@ -35,6 +35,7 @@ type NftraceCpu struct {
 	When    uint64
 	Recseq  uint32
 	Pad     uint32
+	Percpu  uint64
 }
 
 type NftraceDecision struct {
@@ -52,33 +53,79 @@ type NftraceDev struct {
 	Name    [16]int8
 }
 
+type NftraceEbtNames struct {
+	_    structs.HostLayout
+	N    uint32
+	Name [8][32]int8
+}
+
+type NftraceEbtTab struct {
+	_     structs.HostLayout
+	Gen   uint64
+	Table uint64
+}
+
+type NftraceEbtWork struct {
+	_    structs.HostLayout
+	Call struct {
+		_       structs.HostLayout
+		Sp      uint64
+		Table   uint64
+		Private uint64
+		Gen     uint64
+		Jid     uint64
+		Sets    uint64
+		At      uint64
+		Seq     uint32
+		Number  uint32
+		Flags   uint32
+		Pad     uint32
+	}
+	Rec   NftraceRecEbt
+	Spill [512]NftraceHit
+	Now   NftraceBlock
+}
+
+type NftraceFlowLayout struct {
+	_           structs.HostLayout
+	Name        int32
+	Table       int32
+	TableName   uint32
+	TableFamily uint32
+}
+
 type NftraceFrame struct {
-	_          structs.HostLayout
-	Sp         uint64
-	Task       uint64
-	Skb        uint64
-	Jid        uint64
-	Net        uint64
-	Frees      uint64
-	Cpu        uint32
-	Recseq     uint32
-	Epoch      uint32
-	Stops      uint32
-	Copied     uint32
-	Split      uint32
-	Morphed    uint32
-	First      uint32
-	Blocks     uint32
-	Fresh      uint32
-	Kept       uint32
-	Nft        uint32
-	NftChanged uint32
-	_          [4]byte
-	NftBase    uint64
-	Skipped    uint64
-	Slots      uint64
-	NftPkt     NftracePkt
-	Tables     [6]struct {
+	_            structs.HostLayout
+	Sp           uint64
+	Task         uint64
+	Skb          uint64
+	Jid          uint64
+	Net          uint64
+	Frees        uint64
+	Cpu          uint32
+	Recseq       uint32
+	Epoch        uint32
+	Stops        uint32
+	Copied       uint32
+	Split        uint32
+	Morphed      uint32
+	First        uint32
+	Blocks       uint32
+	Fresh        uint32
+	Kept         uint32
+	Nft          uint32
+	NftChanged   uint32
+	NftCursor    uint32
+	NftBase      uint64
+	Flowtable    uint64
+	Skipped      [4]uint64
+	NftRule      uint64
+	NftBasechain uint64
+	NftType      uint32
+	_            [4]byte
+	Slots        uint64
+	NftPkt       NftracePkt
+	Tables       [6]struct {
 		_      structs.HostLayout
 		Table  uint64
 		At     uint64
@@ -148,7 +195,8 @@ const (
 	NftraceLossLOSS_RINGBUF  NftraceLoss = 0
 	NftraceLossLOSS_JOURNEYS NftraceLoss = 1
 	NftraceLossLOSS_FRAMES   NftraceLoss = 2
-	NftraceLossLOSS_MAX      NftraceLoss = 3
+	NftraceLossLOSS_SKIPPED  NftraceLoss = 3
+	NftraceLossLOSS_MAX      NftraceLoss = 4
 )
 
 type NftraceNewTable struct {
@@ -165,6 +213,14 @@ type NftraceNftGen struct {
 	Gen    uint32
 	Parity uint32
 	Sure   uint32
+}
+
+type NftraceNftLooked struct {
+	_      structs.HostLayout
+	At     uint64
+	Family uint32
+	Name   [12]int8
+	Words  [32]uint64
 }
 
 type NftraceNftWhat uint32
@@ -281,6 +337,19 @@ type NftraceRecDev struct {
 	Pad uint32
 }
 
+type NftraceRecEbt struct {
+	_       structs.HostLayout
+	Hdr     NftraceRecHdr
+	Private uint64
+	Gen     uint64
+	Name    [8]int8
+	Nhits   uint32
+	Hook    uint8
+	Verdict uint8
+	Pad     uint16
+	Hits    [512]NftraceHit
+}
+
 type NftraceRecFlag uint32
 
 const (
@@ -292,10 +361,20 @@ const (
 	NftraceRecFlagREC_F_UNCOUNTED NftraceRecFlag = 32
 	NftraceRecFlagREC_F_UNSEEN    NftraceRecFlag = 64
 	NftraceRecFlagREC_F_NFTMISSED NftraceRecFlag = 128
+	NftraceRecFlagREC_F_NOENTRY   NftraceRecFlag = 512
 	NftraceRecFlagREC_F_BETWEEN   NftraceRecFlag = 256
 	NftraceRecFlagREC_F_LATE      NftraceRecFlag = 8192
 	NftraceRecFlagREC_F_TENTATIVE NftraceRecFlag = 16384
 )
+
+type NftraceRecFlow struct {
+	_      structs.HostLayout
+	Hdr    NftraceRecHdr
+	Family uint8
+	Pad    [7]uint8
+	Table  [32]int8
+	Name   [32]int8
+}
 
 type NftraceRecHdr struct {
 	_     structs.HostLayout
@@ -342,7 +421,8 @@ type NftraceRecNft struct {
 	Family    uint8
 	Ctinfo    uint8
 	Flags     uint8
-	Pad       [4]uint8
+	Flipped   uint8
+	Pad       [3]uint8
 	Name      [32]int8
 	ChainName [32]int8
 }
@@ -366,6 +446,8 @@ const (
 	NftraceRecTypeREC_END     NftraceRecType = 8
 	NftraceRecTypeREC_NFT     NftraceRecType = 9
 	NftraceRecTypeREC_SEEN    NftraceRecType = 10
+	NftraceRecTypeREC_FLOW    NftraceRecType = 11
+	NftraceRecTypeREC_EBT     NftraceRecType = 12
 )
 
 type NftraceScratch struct {
@@ -400,8 +482,11 @@ type NftraceSymbols struct {
 	XtRecseq     uint64
 	XtPernetId   uint64
 	NftNetId     uint64
+	EbtPernetId  uint64
 	PernetId     uint32
 	NftId        uint32
+	EbtId        uint32
+	_            [4]byte
 }
 
 type NftraceXtLayout struct {
@@ -440,6 +525,9 @@ type NftraceXtTableHead struct {
 const (
 	NftraceMapCpus              = "cpus"
 	NftraceMapDecisions         = "decisions"
+	NftraceMapEbtSnap           = "ebt_snap"
+	NftraceMapEbtTables         = "ebt_tables"
+	NftraceMapEbtWorks          = "ebt_works"
 	NftraceMapFilterAddrs       = "filter_addrs"
 	NftraceMapFilterIfaces      = "filter_ifaces"
 	NftraceMapFilterNetns       = "filter_netns"
@@ -466,13 +554,27 @@ const (
 	NftraceProgDeliverIp        = "deliver_ip"
 	NftraceProgDeliverIp6       = "deliver_ip6"
 	NftraceProgDevXmit          = "dev_xmit"
+	NftraceProgEbtBegin         = "ebt_begin"
+	NftraceProgEbtEnd           = "ebt_end"
+	NftraceProgEbtList          = "ebt_list"
+	NftraceProgEbtLookup        = "ebt_lookup"
+	NftraceProgEbtReplace       = "ebt_replace"
+	NftraceProgEbtReplaced      = "ebt_replaced"
+	NftraceProgEbtSet           = "ebt_set"
+	NftraceProgEbtSetOver       = "ebt_set_over"
+	NftraceProgEbtUnregister    = "ebt_unregister"
 	NftraceProgFindSymbols      = "find_symbols"
+	NftraceProgFlowIp           = "flow_ip"
+	NftraceProgFlowIp6          = "flow_ip6"
+	NftraceProgFlowIp6Done      = "flow_ip6_done"
+	NftraceProgFlowIpDone       = "flow_ip_done"
 	NftraceProgHookEnter        = "hook_enter"
 	NftraceProgHookEnterSoftirq = "hook_enter_softirq"
 	NftraceProgHookEnterTask    = "hook_enter_task"
 	NftraceProgNat              = "nat"
 	NftraceProgNatIcmp          = "nat_icmp"
 	NftraceProgNatIcmp6         = "nat_icmp6"
+	NftraceProgNftBridge        = "nft_bridge"
 	NftraceProgNftCommit        = "nft_commit"
 	NftraceProgNftCommitted     = "nft_committed"
 	NftraceProgNftState         = "nft_state"
@@ -486,12 +588,21 @@ const (
 	NftraceProgTableFree        = "table_free"
 	NftraceProgTableLookup      = "table_lookup"
 	NftraceProgTableReplaced    = "table_replaced"
+	NftraceVarEbtName           = "ebt_name"
+	NftraceVarEbtNames          = "ebt_names"
+	NftraceVarEbtNetId          = "ebt_net_id"
+	NftraceVarEbtOn             = "ebt_on"
+	NftraceVarEbtSets           = "ebt_sets"
+	NftraceVarEbtSetsOver       = "ebt_sets_over"
+	NftraceVarFlow              = "flow"
 	NftraceVarFoundSymbols      = "found_symbols"
+	NftraceVarHookSlowSize      = "hook_slow_size"
 	NftraceVarIfaceBits         = "iface_bits"
 	NftraceVarLastLookup        = "last_lookup"
 	NftraceVarLive              = "live"
 	NftraceVarNftBusy           = "nft_busy"
 	NftraceVarNftLock           = "nft_lock"
+	NftraceVarNftLooked         = "nft_looked"
 	NftraceVarNftNetId          = "nft_net_id"
 	NftraceVarNftOn             = "nft_on"
 	NftraceVarNftSeq            = "nft_seq"
@@ -502,9 +613,13 @@ const (
 	NftraceVarPassed            = "passed"
 	NftraceVarSelfTgid          = "self_tgid"
 	NftraceVarSnapBlocks        = "snap_blocks"
+	NftraceVarSomeKprobes       = "some_kprobes"
+	NftraceVarSymCurrentKprobe  = "sym_current_kprobe"
+	NftraceVarSymHookSlow       = "sym_hook_slow"
 	NftraceVarSymPcpuHot        = "sym_pcpu_hot"
 	NftraceVarSymPerCpuOffset   = "sym_per_cpu_offset"
 	NftraceVarSymPreemptCount   = "sym_preempt_count"
+	NftraceVarSymProgActive     = "sym_prog_active"
 	NftraceVarSymXtRecseq       = "sym_xt_recseq"
 	NftraceVarTasksPreempt      = "tasks_preempt"
 	NftraceVarTracing           = "tracing"
@@ -515,7 +630,9 @@ const (
 	NftraceVarUnusedNftWhat     = "unused_nft_what"
 	NftraceVarUnusedPktFlag     = "unused_pkt_flag"
 	NftraceVarUnusedRecDev      = "unused_rec_dev"
+	NftraceVarUnusedRecEbt      = "unused_rec_ebt"
 	NftraceVarUnusedRecFlag     = "unused_rec_flag"
+	NftraceVarUnusedRecFlow     = "unused_rec_flow"
 	NftraceVarUnusedRecHook     = "unused_rec_hook"
 	NftraceVarUnusedRecNat      = "unused_rec_nat"
 	NftraceVarUnusedRecNft      = "unused_rec_nft"
@@ -586,13 +703,27 @@ type NftraceProgramSpecs struct {
 	DeliverIp        *ebpf.ProgramSpec `ebpf:"deliver_ip"`
 	DeliverIp6       *ebpf.ProgramSpec `ebpf:"deliver_ip6"`
 	DevXmit          *ebpf.ProgramSpec `ebpf:"dev_xmit"`
+	EbtBegin         *ebpf.ProgramSpec `ebpf:"ebt_begin"`
+	EbtEnd           *ebpf.ProgramSpec `ebpf:"ebt_end"`
+	EbtList          *ebpf.ProgramSpec `ebpf:"ebt_list"`
+	EbtLookup        *ebpf.ProgramSpec `ebpf:"ebt_lookup"`
+	EbtReplace       *ebpf.ProgramSpec `ebpf:"ebt_replace"`
+	EbtReplaced      *ebpf.ProgramSpec `ebpf:"ebt_replaced"`
+	EbtSet           *ebpf.ProgramSpec `ebpf:"ebt_set"`
+	EbtSetOver       *ebpf.ProgramSpec `ebpf:"ebt_set_over"`
+	EbtUnregister    *ebpf.ProgramSpec `ebpf:"ebt_unregister"`
 	FindSymbols      *ebpf.ProgramSpec `ebpf:"find_symbols"`
+	FlowIp           *ebpf.ProgramSpec `ebpf:"flow_ip"`
+	FlowIp6          *ebpf.ProgramSpec `ebpf:"flow_ip6"`
+	FlowIp6Done      *ebpf.ProgramSpec `ebpf:"flow_ip6_done"`
+	FlowIpDone       *ebpf.ProgramSpec `ebpf:"flow_ip_done"`
 	HookEnter        *ebpf.ProgramSpec `ebpf:"hook_enter"`
 	HookEnterSoftirq *ebpf.ProgramSpec `ebpf:"hook_enter_softirq"`
 	HookEnterTask    *ebpf.ProgramSpec `ebpf:"hook_enter_task"`
 	Nat              *ebpf.ProgramSpec `ebpf:"nat"`
 	NatIcmp          *ebpf.ProgramSpec `ebpf:"nat_icmp"`
 	NatIcmp6         *ebpf.ProgramSpec `ebpf:"nat_icmp6"`
+	NftBridge        *ebpf.ProgramSpec `ebpf:"nft_bridge"`
 	NftCommit        *ebpf.ProgramSpec `ebpf:"nft_commit"`
 	NftCommitted     *ebpf.ProgramSpec `ebpf:"nft_committed"`
 	NftState         *ebpf.ProgramSpec `ebpf:"nft_state"`
@@ -614,6 +745,9 @@ type NftraceProgramSpecs struct {
 type NftraceMapSpecs struct {
 	Cpus         *ebpf.MapSpec `ebpf:"cpus"`
 	Decisions    *ebpf.MapSpec `ebpf:"decisions"`
+	EbtSnap      *ebpf.MapSpec `ebpf:"ebt_snap"`
+	EbtTables    *ebpf.MapSpec `ebpf:"ebt_tables"`
+	EbtWorks     *ebpf.MapSpec `ebpf:"ebt_works"`
 	FilterAddrs  *ebpf.MapSpec `ebpf:"filter_addrs"`
 	FilterIfaces *ebpf.MapSpec `ebpf:"filter_ifaces"`
 	FilterNetns  *ebpf.MapSpec `ebpf:"filter_netns"`
@@ -640,56 +774,71 @@ type NftraceMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type NftraceVariableSpecs struct {
-	FoundSymbols    *ebpf.VariableSpec `ebpf:"found_symbols"`
-	IfaceBits       *ebpf.VariableSpec `ebpf:"iface_bits"`
-	LastLookup      *ebpf.VariableSpec `ebpf:"last_lookup"`
-	Live            *ebpf.VariableSpec `ebpf:"live"`
-	NftBusy         *ebpf.VariableSpec `ebpf:"nft_busy"`
-	NftLock         *ebpf.VariableSpec `ebpf:"nft_lock"`
-	NftNetId        *ebpf.VariableSpec `ebpf:"nft_net_id"`
-	NftOn           *ebpf.VariableSpec `ebpf:"nft_on"`
-	NftSeq          *ebpf.VariableSpec `ebpf:"nft_seq"`
-	NftStats        *ebpf.VariableSpec `ebpf:"nft_stats"`
-	NrCpus          *ebpf.VariableSpec `ebpf:"nr_cpus"`
-	OpenFrames      *ebpf.VariableSpec `ebpf:"open_frames"`
-	OpenTaskFrames  *ebpf.VariableSpec `ebpf:"open_task_frames"`
-	Passed          *ebpf.VariableSpec `ebpf:"passed"`
-	SelfTgid        *ebpf.VariableSpec `ebpf:"self_tgid"`
-	SnapBlocks      *ebpf.VariableSpec `ebpf:"snap_blocks"`
-	SymPcpuHot      *ebpf.VariableSpec `ebpf:"sym_pcpu_hot"`
-	SymPerCpuOffset *ebpf.VariableSpec `ebpf:"sym_per_cpu_offset"`
-	SymPreemptCount *ebpf.VariableSpec `ebpf:"sym_preempt_count"`
-	SymXtRecseq     *ebpf.VariableSpec `ebpf:"sym_xt_recseq"`
-	TasksPreempt    *ebpf.VariableSpec `ebpf:"tasks_preempt"`
-	Tracing         *ebpf.VariableSpec `ebpf:"tracing"`
-	UnusedHead      *ebpf.VariableSpec `ebpf:"unused_head"`
-	UnusedLimits    *ebpf.VariableSpec `ebpf:"unused_limits"`
-	UnusedLoss      *ebpf.VariableSpec `ebpf:"unused_loss"`
-	UnusedNewTable  *ebpf.VariableSpec `ebpf:"unused_new_table"`
-	UnusedNftWhat   *ebpf.VariableSpec `ebpf:"unused_nft_what"`
-	UnusedPktFlag   *ebpf.VariableSpec `ebpf:"unused_pkt_flag"`
-	UnusedRecDev    *ebpf.VariableSpec `ebpf:"unused_rec_dev"`
-	UnusedRecFlag   *ebpf.VariableSpec `ebpf:"unused_rec_flag"`
-	UnusedRecHook   *ebpf.VariableSpec `ebpf:"unused_rec_hook"`
-	UnusedRecNat    *ebpf.VariableSpec `ebpf:"unused_rec_nat"`
-	UnusedRecNft    *ebpf.VariableSpec `ebpf:"unused_rec_nft"`
-	UnusedRecPkt    *ebpf.VariableSpec `ebpf:"unused_rec_pkt"`
-	UnusedRecType   *ebpf.VariableSpec `ebpf:"unused_rec_type"`
-	UseAddrs        *ebpf.VariableSpec `ebpf:"use_addrs"`
-	UseDetail       *ebpf.VariableSpec `ebpf:"use_detail"`
-	UseExpr         *ebpf.VariableSpec `ebpf:"use_expr"`
-	UseFilter       *ebpf.VariableSpec `ebpf:"use_filter"`
-	UseIfaces       *ebpf.VariableSpec `ebpf:"use_ifaces"`
-	UseMac          *ebpf.VariableSpec `ebpf:"use_mac"`
-	UseNat          *ebpf.VariableSpec `ebpf:"use_nat"`
-	UseNetns        *ebpf.VariableSpec `ebpf:"use_netns"`
-	UsePlaces       *ebpf.VariableSpec `ebpf:"use_places"`
-	UseTaskProbe    *ebpf.VariableSpec `ebpf:"use_task_probe"`
-	WakeBytes       *ebpf.VariableSpec `ebpf:"wake_bytes"`
-	WakeReader      *ebpf.VariableSpec `ebpf:"wake_reader"`
-	Xt              *ebpf.VariableSpec `ebpf:"xt"`
-	XtFrees         *ebpf.VariableSpec `ebpf:"xt_frees"`
-	XtMade          *ebpf.VariableSpec `ebpf:"xt_made"`
+	EbtName          *ebpf.VariableSpec `ebpf:"ebt_name"`
+	EbtNames         *ebpf.VariableSpec `ebpf:"ebt_names"`
+	EbtNetId         *ebpf.VariableSpec `ebpf:"ebt_net_id"`
+	EbtOn            *ebpf.VariableSpec `ebpf:"ebt_on"`
+	EbtSets          *ebpf.VariableSpec `ebpf:"ebt_sets"`
+	EbtSetsOver      *ebpf.VariableSpec `ebpf:"ebt_sets_over"`
+	Flow             *ebpf.VariableSpec `ebpf:"flow"`
+	FoundSymbols     *ebpf.VariableSpec `ebpf:"found_symbols"`
+	HookSlowSize     *ebpf.VariableSpec `ebpf:"hook_slow_size"`
+	IfaceBits        *ebpf.VariableSpec `ebpf:"iface_bits"`
+	LastLookup       *ebpf.VariableSpec `ebpf:"last_lookup"`
+	Live             *ebpf.VariableSpec `ebpf:"live"`
+	NftBusy          *ebpf.VariableSpec `ebpf:"nft_busy"`
+	NftLock          *ebpf.VariableSpec `ebpf:"nft_lock"`
+	NftLooked        *ebpf.VariableSpec `ebpf:"nft_looked"`
+	NftNetId         *ebpf.VariableSpec `ebpf:"nft_net_id"`
+	NftOn            *ebpf.VariableSpec `ebpf:"nft_on"`
+	NftSeq           *ebpf.VariableSpec `ebpf:"nft_seq"`
+	NftStats         *ebpf.VariableSpec `ebpf:"nft_stats"`
+	NrCpus           *ebpf.VariableSpec `ebpf:"nr_cpus"`
+	OpenFrames       *ebpf.VariableSpec `ebpf:"open_frames"`
+	OpenTaskFrames   *ebpf.VariableSpec `ebpf:"open_task_frames"`
+	Passed           *ebpf.VariableSpec `ebpf:"passed"`
+	SelfTgid         *ebpf.VariableSpec `ebpf:"self_tgid"`
+	SnapBlocks       *ebpf.VariableSpec `ebpf:"snap_blocks"`
+	SomeKprobes      *ebpf.VariableSpec `ebpf:"some_kprobes"`
+	SymCurrentKprobe *ebpf.VariableSpec `ebpf:"sym_current_kprobe"`
+	SymHookSlow      *ebpf.VariableSpec `ebpf:"sym_hook_slow"`
+	SymPcpuHot       *ebpf.VariableSpec `ebpf:"sym_pcpu_hot"`
+	SymPerCpuOffset  *ebpf.VariableSpec `ebpf:"sym_per_cpu_offset"`
+	SymPreemptCount  *ebpf.VariableSpec `ebpf:"sym_preempt_count"`
+	SymProgActive    *ebpf.VariableSpec `ebpf:"sym_prog_active"`
+	SymXtRecseq      *ebpf.VariableSpec `ebpf:"sym_xt_recseq"`
+	TasksPreempt     *ebpf.VariableSpec `ebpf:"tasks_preempt"`
+	Tracing          *ebpf.VariableSpec `ebpf:"tracing"`
+	UnusedHead       *ebpf.VariableSpec `ebpf:"unused_head"`
+	UnusedLimits     *ebpf.VariableSpec `ebpf:"unused_limits"`
+	UnusedLoss       *ebpf.VariableSpec `ebpf:"unused_loss"`
+	UnusedNewTable   *ebpf.VariableSpec `ebpf:"unused_new_table"`
+	UnusedNftWhat    *ebpf.VariableSpec `ebpf:"unused_nft_what"`
+	UnusedPktFlag    *ebpf.VariableSpec `ebpf:"unused_pkt_flag"`
+	UnusedRecDev     *ebpf.VariableSpec `ebpf:"unused_rec_dev"`
+	UnusedRecEbt     *ebpf.VariableSpec `ebpf:"unused_rec_ebt"`
+	UnusedRecFlag    *ebpf.VariableSpec `ebpf:"unused_rec_flag"`
+	UnusedRecFlow    *ebpf.VariableSpec `ebpf:"unused_rec_flow"`
+	UnusedRecHook    *ebpf.VariableSpec `ebpf:"unused_rec_hook"`
+	UnusedRecNat     *ebpf.VariableSpec `ebpf:"unused_rec_nat"`
+	UnusedRecNft     *ebpf.VariableSpec `ebpf:"unused_rec_nft"`
+	UnusedRecPkt     *ebpf.VariableSpec `ebpf:"unused_rec_pkt"`
+	UnusedRecType    *ebpf.VariableSpec `ebpf:"unused_rec_type"`
+	UseAddrs         *ebpf.VariableSpec `ebpf:"use_addrs"`
+	UseDetail        *ebpf.VariableSpec `ebpf:"use_detail"`
+	UseExpr          *ebpf.VariableSpec `ebpf:"use_expr"`
+	UseFilter        *ebpf.VariableSpec `ebpf:"use_filter"`
+	UseIfaces        *ebpf.VariableSpec `ebpf:"use_ifaces"`
+	UseMac           *ebpf.VariableSpec `ebpf:"use_mac"`
+	UseNat           *ebpf.VariableSpec `ebpf:"use_nat"`
+	UseNetns         *ebpf.VariableSpec `ebpf:"use_netns"`
+	UsePlaces        *ebpf.VariableSpec `ebpf:"use_places"`
+	UseTaskProbe     *ebpf.VariableSpec `ebpf:"use_task_probe"`
+	WakeBytes        *ebpf.VariableSpec `ebpf:"wake_bytes"`
+	WakeReader       *ebpf.VariableSpec `ebpf:"wake_reader"`
+	Xt               *ebpf.VariableSpec `ebpf:"xt"`
+	XtFrees          *ebpf.VariableSpec `ebpf:"xt_frees"`
+	XtMade           *ebpf.VariableSpec `ebpf:"xt_made"`
 }
 
 // NftraceObjects contains all objects after they have been loaded into the kernel.
@@ -714,6 +863,9 @@ func (o *NftraceObjects) Close() error {
 type NftraceMaps struct {
 	Cpus         *ebpf.Map `ebpf:"cpus"`
 	Decisions    *ebpf.Map `ebpf:"decisions"`
+	EbtSnap      *ebpf.Map `ebpf:"ebt_snap"`
+	EbtTables    *ebpf.Map `ebpf:"ebt_tables"`
+	EbtWorks     *ebpf.Map `ebpf:"ebt_works"`
 	FilterAddrs  *ebpf.Map `ebpf:"filter_addrs"`
 	FilterIfaces *ebpf.Map `ebpf:"filter_ifaces"`
 	FilterNetns  *ebpf.Map `ebpf:"filter_netns"`
@@ -740,6 +892,9 @@ func (m *NftraceMaps) Close() error {
 	return _NftraceClose(
 		m.Cpus,
 		m.Decisions,
+		m.EbtSnap,
+		m.EbtTables,
+		m.EbtWorks,
 		m.FilterAddrs,
 		m.FilterIfaces,
 		m.FilterNetns,
@@ -767,56 +922,71 @@ func (m *NftraceMaps) Close() error {
 //
 // It can be passed to LoadNftraceObjects or ebpf.CollectionSpec.LoadAndAssign.
 type NftraceVariables struct {
-	FoundSymbols    *ebpf.Variable `ebpf:"found_symbols"`
-	IfaceBits       *ebpf.Variable `ebpf:"iface_bits"`
-	LastLookup      *ebpf.Variable `ebpf:"last_lookup"`
-	Live            *ebpf.Variable `ebpf:"live"`
-	NftBusy         *ebpf.Variable `ebpf:"nft_busy"`
-	NftLock         *ebpf.Variable `ebpf:"nft_lock"`
-	NftNetId        *ebpf.Variable `ebpf:"nft_net_id"`
-	NftOn           *ebpf.Variable `ebpf:"nft_on"`
-	NftSeq          *ebpf.Variable `ebpf:"nft_seq"`
-	NftStats        *ebpf.Variable `ebpf:"nft_stats"`
-	NrCpus          *ebpf.Variable `ebpf:"nr_cpus"`
-	OpenFrames      *ebpf.Variable `ebpf:"open_frames"`
-	OpenTaskFrames  *ebpf.Variable `ebpf:"open_task_frames"`
-	Passed          *ebpf.Variable `ebpf:"passed"`
-	SelfTgid        *ebpf.Variable `ebpf:"self_tgid"`
-	SnapBlocks      *ebpf.Variable `ebpf:"snap_blocks"`
-	SymPcpuHot      *ebpf.Variable `ebpf:"sym_pcpu_hot"`
-	SymPerCpuOffset *ebpf.Variable `ebpf:"sym_per_cpu_offset"`
-	SymPreemptCount *ebpf.Variable `ebpf:"sym_preempt_count"`
-	SymXtRecseq     *ebpf.Variable `ebpf:"sym_xt_recseq"`
-	TasksPreempt    *ebpf.Variable `ebpf:"tasks_preempt"`
-	Tracing         *ebpf.Variable `ebpf:"tracing"`
-	UnusedHead      *ebpf.Variable `ebpf:"unused_head"`
-	UnusedLimits    *ebpf.Variable `ebpf:"unused_limits"`
-	UnusedLoss      *ebpf.Variable `ebpf:"unused_loss"`
-	UnusedNewTable  *ebpf.Variable `ebpf:"unused_new_table"`
-	UnusedNftWhat   *ebpf.Variable `ebpf:"unused_nft_what"`
-	UnusedPktFlag   *ebpf.Variable `ebpf:"unused_pkt_flag"`
-	UnusedRecDev    *ebpf.Variable `ebpf:"unused_rec_dev"`
-	UnusedRecFlag   *ebpf.Variable `ebpf:"unused_rec_flag"`
-	UnusedRecHook   *ebpf.Variable `ebpf:"unused_rec_hook"`
-	UnusedRecNat    *ebpf.Variable `ebpf:"unused_rec_nat"`
-	UnusedRecNft    *ebpf.Variable `ebpf:"unused_rec_nft"`
-	UnusedRecPkt    *ebpf.Variable `ebpf:"unused_rec_pkt"`
-	UnusedRecType   *ebpf.Variable `ebpf:"unused_rec_type"`
-	UseAddrs        *ebpf.Variable `ebpf:"use_addrs"`
-	UseDetail       *ebpf.Variable `ebpf:"use_detail"`
-	UseExpr         *ebpf.Variable `ebpf:"use_expr"`
-	UseFilter       *ebpf.Variable `ebpf:"use_filter"`
-	UseIfaces       *ebpf.Variable `ebpf:"use_ifaces"`
-	UseMac          *ebpf.Variable `ebpf:"use_mac"`
-	UseNat          *ebpf.Variable `ebpf:"use_nat"`
-	UseNetns        *ebpf.Variable `ebpf:"use_netns"`
-	UsePlaces       *ebpf.Variable `ebpf:"use_places"`
-	UseTaskProbe    *ebpf.Variable `ebpf:"use_task_probe"`
-	WakeBytes       *ebpf.Variable `ebpf:"wake_bytes"`
-	WakeReader      *ebpf.Variable `ebpf:"wake_reader"`
-	Xt              *ebpf.Variable `ebpf:"xt"`
-	XtFrees         *ebpf.Variable `ebpf:"xt_frees"`
-	XtMade          *ebpf.Variable `ebpf:"xt_made"`
+	EbtName          *ebpf.Variable `ebpf:"ebt_name"`
+	EbtNames         *ebpf.Variable `ebpf:"ebt_names"`
+	EbtNetId         *ebpf.Variable `ebpf:"ebt_net_id"`
+	EbtOn            *ebpf.Variable `ebpf:"ebt_on"`
+	EbtSets          *ebpf.Variable `ebpf:"ebt_sets"`
+	EbtSetsOver      *ebpf.Variable `ebpf:"ebt_sets_over"`
+	Flow             *ebpf.Variable `ebpf:"flow"`
+	FoundSymbols     *ebpf.Variable `ebpf:"found_symbols"`
+	HookSlowSize     *ebpf.Variable `ebpf:"hook_slow_size"`
+	IfaceBits        *ebpf.Variable `ebpf:"iface_bits"`
+	LastLookup       *ebpf.Variable `ebpf:"last_lookup"`
+	Live             *ebpf.Variable `ebpf:"live"`
+	NftBusy          *ebpf.Variable `ebpf:"nft_busy"`
+	NftLock          *ebpf.Variable `ebpf:"nft_lock"`
+	NftLooked        *ebpf.Variable `ebpf:"nft_looked"`
+	NftNetId         *ebpf.Variable `ebpf:"nft_net_id"`
+	NftOn            *ebpf.Variable `ebpf:"nft_on"`
+	NftSeq           *ebpf.Variable `ebpf:"nft_seq"`
+	NftStats         *ebpf.Variable `ebpf:"nft_stats"`
+	NrCpus           *ebpf.Variable `ebpf:"nr_cpus"`
+	OpenFrames       *ebpf.Variable `ebpf:"open_frames"`
+	OpenTaskFrames   *ebpf.Variable `ebpf:"open_task_frames"`
+	Passed           *ebpf.Variable `ebpf:"passed"`
+	SelfTgid         *ebpf.Variable `ebpf:"self_tgid"`
+	SnapBlocks       *ebpf.Variable `ebpf:"snap_blocks"`
+	SomeKprobes      *ebpf.Variable `ebpf:"some_kprobes"`
+	SymCurrentKprobe *ebpf.Variable `ebpf:"sym_current_kprobe"`
+	SymHookSlow      *ebpf.Variable `ebpf:"sym_hook_slow"`
+	SymPcpuHot       *ebpf.Variable `ebpf:"sym_pcpu_hot"`
+	SymPerCpuOffset  *ebpf.Variable `ebpf:"sym_per_cpu_offset"`
+	SymPreemptCount  *ebpf.Variable `ebpf:"sym_preempt_count"`
+	SymProgActive    *ebpf.Variable `ebpf:"sym_prog_active"`
+	SymXtRecseq      *ebpf.Variable `ebpf:"sym_xt_recseq"`
+	TasksPreempt     *ebpf.Variable `ebpf:"tasks_preempt"`
+	Tracing          *ebpf.Variable `ebpf:"tracing"`
+	UnusedHead       *ebpf.Variable `ebpf:"unused_head"`
+	UnusedLimits     *ebpf.Variable `ebpf:"unused_limits"`
+	UnusedLoss       *ebpf.Variable `ebpf:"unused_loss"`
+	UnusedNewTable   *ebpf.Variable `ebpf:"unused_new_table"`
+	UnusedNftWhat    *ebpf.Variable `ebpf:"unused_nft_what"`
+	UnusedPktFlag    *ebpf.Variable `ebpf:"unused_pkt_flag"`
+	UnusedRecDev     *ebpf.Variable `ebpf:"unused_rec_dev"`
+	UnusedRecEbt     *ebpf.Variable `ebpf:"unused_rec_ebt"`
+	UnusedRecFlag    *ebpf.Variable `ebpf:"unused_rec_flag"`
+	UnusedRecFlow    *ebpf.Variable `ebpf:"unused_rec_flow"`
+	UnusedRecHook    *ebpf.Variable `ebpf:"unused_rec_hook"`
+	UnusedRecNat     *ebpf.Variable `ebpf:"unused_rec_nat"`
+	UnusedRecNft     *ebpf.Variable `ebpf:"unused_rec_nft"`
+	UnusedRecPkt     *ebpf.Variable `ebpf:"unused_rec_pkt"`
+	UnusedRecType    *ebpf.Variable `ebpf:"unused_rec_type"`
+	UseAddrs         *ebpf.Variable `ebpf:"use_addrs"`
+	UseDetail        *ebpf.Variable `ebpf:"use_detail"`
+	UseExpr          *ebpf.Variable `ebpf:"use_expr"`
+	UseFilter        *ebpf.Variable `ebpf:"use_filter"`
+	UseIfaces        *ebpf.Variable `ebpf:"use_ifaces"`
+	UseMac           *ebpf.Variable `ebpf:"use_mac"`
+	UseNat           *ebpf.Variable `ebpf:"use_nat"`
+	UseNetns         *ebpf.Variable `ebpf:"use_netns"`
+	UsePlaces        *ebpf.Variable `ebpf:"use_places"`
+	UseTaskProbe     *ebpf.Variable `ebpf:"use_task_probe"`
+	WakeBytes        *ebpf.Variable `ebpf:"wake_bytes"`
+	WakeReader       *ebpf.Variable `ebpf:"wake_reader"`
+	Xt               *ebpf.Variable `ebpf:"xt"`
+	XtFrees          *ebpf.Variable `ebpf:"xt_frees"`
+	XtMade           *ebpf.Variable `ebpf:"xt_made"`
 }
 
 // NftracePrograms contains all programs after they have been loaded into the kernel.
@@ -829,13 +999,27 @@ type NftracePrograms struct {
 	DeliverIp        *ebpf.Program `ebpf:"deliver_ip"`
 	DeliverIp6       *ebpf.Program `ebpf:"deliver_ip6"`
 	DevXmit          *ebpf.Program `ebpf:"dev_xmit"`
+	EbtBegin         *ebpf.Program `ebpf:"ebt_begin"`
+	EbtEnd           *ebpf.Program `ebpf:"ebt_end"`
+	EbtList          *ebpf.Program `ebpf:"ebt_list"`
+	EbtLookup        *ebpf.Program `ebpf:"ebt_lookup"`
+	EbtReplace       *ebpf.Program `ebpf:"ebt_replace"`
+	EbtReplaced      *ebpf.Program `ebpf:"ebt_replaced"`
+	EbtSet           *ebpf.Program `ebpf:"ebt_set"`
+	EbtSetOver       *ebpf.Program `ebpf:"ebt_set_over"`
+	EbtUnregister    *ebpf.Program `ebpf:"ebt_unregister"`
 	FindSymbols      *ebpf.Program `ebpf:"find_symbols"`
+	FlowIp           *ebpf.Program `ebpf:"flow_ip"`
+	FlowIp6          *ebpf.Program `ebpf:"flow_ip6"`
+	FlowIp6Done      *ebpf.Program `ebpf:"flow_ip6_done"`
+	FlowIpDone       *ebpf.Program `ebpf:"flow_ip_done"`
 	HookEnter        *ebpf.Program `ebpf:"hook_enter"`
 	HookEnterSoftirq *ebpf.Program `ebpf:"hook_enter_softirq"`
 	HookEnterTask    *ebpf.Program `ebpf:"hook_enter_task"`
 	Nat              *ebpf.Program `ebpf:"nat"`
 	NatIcmp          *ebpf.Program `ebpf:"nat_icmp"`
 	NatIcmp6         *ebpf.Program `ebpf:"nat_icmp6"`
+	NftBridge        *ebpf.Program `ebpf:"nft_bridge"`
 	NftCommit        *ebpf.Program `ebpf:"nft_commit"`
 	NftCommitted     *ebpf.Program `ebpf:"nft_committed"`
 	NftState         *ebpf.Program `ebpf:"nft_state"`
@@ -859,13 +1043,27 @@ func (p *NftracePrograms) Close() error {
 		p.DeliverIp,
 		p.DeliverIp6,
 		p.DevXmit,
+		p.EbtBegin,
+		p.EbtEnd,
+		p.EbtList,
+		p.EbtLookup,
+		p.EbtReplace,
+		p.EbtReplaced,
+		p.EbtSet,
+		p.EbtSetOver,
+		p.EbtUnregister,
 		p.FindSymbols,
+		p.FlowIp,
+		p.FlowIp6,
+		p.FlowIp6Done,
+		p.FlowIpDone,
 		p.HookEnter,
 		p.HookEnterSoftirq,
 		p.HookEnterTask,
 		p.Nat,
 		p.NatIcmp,
 		p.NatIcmp6,
+		p.NftBridge,
 		p.NftCommit,
 		p.NftCommitted,
 		p.NftState,

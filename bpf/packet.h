@@ -8,38 +8,38 @@
 
 static __always_inline void read_dev(struct dev *d, struct net_device *dev)
 {
-	u64 name;
-
 	if (!dev) {
 		d->ifindex = 0;
 		return;
 	}
-	d->ifindex = dev->ifindex;
+	d->ifindex = get(dev, ifindex);
+#ifndef NFTRACE_KPROBE
 	/* 16 bytes; d->name is aligned to 4 only */
-	name = *(u64 *)&dev->name[0];
+	u64 name = *(u64 *)&dev->name[0];
 	__builtin_memcpy(&d->name[0], &name, 8);
 	name = *(u64 *)&dev->name[8];
 	__builtin_memcpy(&d->name[8], &name, 8);
+#else
+	bpf_probe_read_kernel(d->name, sizeof(d->name), &dev->name);
+#endif
 }
 
 /* net/netfilter/nf_log_syslog.c:nf_log_dump_packet_common */
 static __always_inline void read_place(struct place *p, struct sk_buff *skb,
 				       struct nf_hook_state *state)
 {
-	p->hook = state->hook;
-	p->pf = state->pf;
-	read_dev(&p->in, state->in);
-	read_dev(&p->out, state->out);
+	p->hook = get(state, hook);
+	p->pf = get(state, pf);
+	read_dev(&p->in, get(state, in));
+	read_dev(&p->out, get(state, out));
 	p->physin = 0;
 	p->physout.ifindex = 0;
-	if (skb->active_extensions & (1 << SKB_EXT_BRIDGE_NF)) {
-		struct skb_ext *ext = skb->extensions;
+	if (get(skb, active_extensions) & (1 << SKB_EXT_BRIDGE_NF)) {
+		struct skb_ext *ext = get(skb, extensions);
 		struct net_device *dev;
-		u64 at = (u64)ext + ((u32)ext->offset[0] << 3);
+		u64 at = (u64)ext + ((u32)get(ext, offset[0]) << 3);
 
-		p->physin = read_u32(
-			at +
-			bpf_core_field_offset(struct nf_bridge_info, physinif));
+		p->physin = physin_of(at);
 		dev = (void *)read_u64(
 			at + bpf_core_field_offset(struct nf_bridge_info,
 						   physoutdev));
@@ -56,7 +56,7 @@ static __always_inline void read_place(struct place *p, struct sk_buff *skb,
 static __always_inline void read_owner(struct pkt *p, struct sk_buff *skb,
 				       struct net *net)
 {
-	struct sock *sk = skb->sk;
+	struct sock *sk = get(skb, sk);
 	struct socket *sock;
 	struct file *file;
 	const struct cred *cred;
@@ -64,22 +64,22 @@ static __always_inline void read_owner(struct pkt *p, struct sk_buff *skb,
 
 	if (!sk)
 		return;
-	state = sk->__sk_common.skc_state;
+	state = get(sk, __sk_common.skc_state);
 	if (state == TCP_TIME_WAIT || state == TCP_NEW_SYN_RECV)
 		return;
-	if (sk->__sk_common.skc_net.net != net)
+	if (get(sk, __sk_common.skc_net.net) != net)
 		return;
-	sock = sk->sk_socket;
+	sock = get(sk, sk_socket);
 	if (!sock)
 		return;
-	file = sock->file;
+	file = get(sock, file);
 	if (!file)
 		return;
-	cred = file->f_cred;
+	cred = get(file, f_cred);
 	if (!cred)
 		return;
-	p->uid = cred->fsuid.val;
-	p->gid = cred->fsgid.val;
+	p->uid = get(cred, fsuid.val);
+	p->gid = get(cred, fsgid.val);
 	p->flags |= PKT_F_OWNER;
 }
 
@@ -97,11 +97,11 @@ static __always_inline volatile u64 *data_words(const struct pkt *p)
  * (skb_shared_info is, and longer than this) is read with it and not used: so same_data
  * need not care.
  */
-__verified_once int copy_data(struct pkt *p, u64 at)
+__verified_once_mem int copy_data(struct pkt *p, u64 at)
 {
 	if (!p)
 		return 0;
-	if (bpf_rdonly_cast) {
+	if (has_rdonly_cast) {
 		const struct many_words *from = words_at((void *)at);
 		volatile u64 *to = data_words(p);
 
@@ -119,11 +119,11 @@ __verified_once int copy_data(struct pkt *p, u64 at)
 }
 
 /* Copies p->mac_len bytes of the header of the link layer, and what is behind. */
-__verified_once int copy_mac(struct pkt *p, u64 at)
+__verified_once_mem int copy_mac(struct pkt *p, u64 at)
 {
 	if (!p)
 		return 0;
-	if (bpf_rdonly_cast) {
+	if (has_rdonly_cast) {
 		const struct many_words *from = words_at((void *)at);
 		u64 *to = (void *)p->mac;
 
@@ -143,13 +143,13 @@ __verified_once int copy_mac(struct pkt *p, u64 at)
 static __always_inline void read_data(struct pkt *p, struct sk_buff *skb,
 				      u64 head, u32 nh)
 {
-	u64 nfct = skb->_nfct;
-	u32 off = number(skb->data) - head;
-	u32 lin = skb->len - skb->data_len + off;
+	u64 nfct = get(skb, _nfct);
+	u32 off = number(get(skb, data)) - head;
+	u32 lin = get(skb, len) - get(skb, data_len) + off;
 
 	/* From the network header on, wherever skb->data is. */
-	p->len = skb->len + off - nh;
-	p->mark = skb->mark;
+	p->len = get(skb, len) + off - nh;
+	p->mark = get(skb, mark);
 	p->ctinfo = nfct & 7;
 	p->flags = nfct ? PKT_F_CT : 0;
 	/* The linear part, from the network header on. */
@@ -163,19 +163,19 @@ static __always_inline void read_data(struct pkt *p, struct sk_buff *skb,
 static __noinline int read_pkt(struct pkt *p, struct sk_buff *skb,
 			       struct net *net)
 {
-	u32 nh = skb->network_header, mh = skb->mac_header, mac_len;
-	struct net_device *dev = skb->dev;
-	u64 head = number(skb->head);
+	u32 nh = get(skb, network_header), mh = get(skb, mac_header), mac_len;
+	struct net_device *dev = get(skb, dev);
+	u64 head = number(get(skb, head));
 
 	read_data(p, skb, head, nh);
-	p->ethertype = bpf_ntohs(skb->protocol);
+	p->ethertype = protocol_of(skb);
 	p->vlan = vlan_of(skb);
 	read_owner(p, skb, net);
 	p->mac_len = 0;
 	p->dev_type = 0;
 	if (dev) {
-		p->dev_type = dev->type;
-		mac_len = dev->hard_header_len;
+		p->dev_type = get(dev, type);
+		mac_len = get(dev, hard_header_len);
 		/* dump_mac_header prints hard_header_len bytes */
 		if (mh != 0xffff && mh != nh && mac_len && mac_len <= PKT_MAC) {
 			p->mac_len = mac_len;
@@ -189,7 +189,7 @@ static __noinline int read_pkt(struct pkt *p, struct sk_buff *skb,
  * Whether two states of a packet differ in nothing that a target may have changed. Time to
  * live and checksum are left out: routing changes them, too.
  */
-__verified_once int same_data(const struct pkt *a, const struct pkt *b)
+__verified_once_mem int same_data(const struct pkt *a, const struct pkt *b)
 {
 	volatile const u64 *x, *y;
 	u64 diff, first, second;
@@ -214,6 +214,18 @@ __verified_once int same_data(const struct pkt *a, const struct pkt *b)
 		diff |= x[i] ^ y[i];
 	}
 	return !diff;
+}
+
+/* Whether a packet still has its Ethernet addresses. */
+static __always_inline bool same_mac(const struct pkt *p, struct sk_buff *skb)
+{
+	u64 at = number(get(skb, head)) + get(skb, mac_header);
+	const u64 *mac = (const void *)p->mac;
+
+	/* 6 bytes each; what is behind them does not count. */
+	return p->mac_len < 14 || !((mac[0] ^ read_u64(at)) |
+				    ((mac[1] ^ read_u64(at + 8)) &
+				     bpf_cpu_to_be64(0xffffffff00000000)));
 }
 
 #endif

@@ -79,7 +79,7 @@ static __always_inline void parse_l4(struct pkt_tuple *t, union headers *h,
 }
 
 /* The headers from address l3 on, lin bytes of which are there. */
-__verified_once int parse_headers(struct pkt_tuple *t, u64 l3, u32 lin)
+__verified_once_mem int parse_headers(struct pkt_tuple *t, u64 l3, u32 lin)
 {
 	union headers h;
 	u32 ihl, l4;
@@ -137,14 +137,14 @@ __verified_once int parse_headers(struct pkt_tuple *t, u64 l3, u32 lin)
 static __always_inline void parse_tuple(struct pkt_tuple *t,
 					struct sk_buff *skb)
 {
-	u64 head = number(skb->head);
-	u32 nh = skb->network_header, mh = skb->mac_header;
-	u32 off = number(skb->data) - head;
-	u32 lin = skb->len - skb->data_len + off;
+	u64 head = number(get(skb, head));
+	u32 nh = get(skb, network_header), mh = get(skb, mac_header);
+	u32 off = number(get(skb, data)) - head;
+	u32 lin = get(skb, len) - get(skb, data_len) + off;
 	u16 tag = vlan_of(skb);
 
-	t->ethertype = bpf_ntohs(skb->protocol);
-	t->len = skb->len + off - nh + ETH_HLEN;
+	t->ethertype = protocol_of(skb);
+	t->len = get(skb, len) + off - nh + ETH_HLEN;
 	if (tag) {
 		t->vlan = tag - 1;
 		t->flags |= TUPLE_VLAN;

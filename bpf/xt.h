@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * Which rules of legacy tables (ip_tables, ip6_tables) a packet matched, from the
- * tables' own counters.
+ * Which rules of legacy tables (ip_tables, ip6_tables, arp_tables) a packet matched, from
+ * the tables' own counters.
  *
- * ipt_do_table adds one to the per-CPU counter of exactly the entries that TRACE
+ * ipt_do_table (ip6t_do_table, arpt_do_table) adds one to the per-CPU counter of exactly the entries that TRACE
  * would log, and it runs only within nf_hook_slow. So when a followed packet enters a
  * hook (a "frame" opens), this CPU's counters of all tables of that hook are copied;
  * when the packet appears anywhere else, they are compared. The entries that grew are
@@ -76,6 +76,7 @@ struct {
 enum on {
 	ON_HOOK,
 	ON_HOOK_TASK,
+	ON_HOOK_BRIDGE,
 	ON_LOOKUP,
 	ON_REPLACE,
 	ON_XMIT,
@@ -88,6 +89,8 @@ enum on {
 	ON_SOFTIRQ,
 	ON_SWITCH,
 	ON_NFT,
+	ON_NFT_TASK,
+	ON_EBT,
 	ON_DEFRAG,
 	ON_MAX
 };
@@ -126,6 +129,9 @@ struct xt_layout {
 
 struct xt_layout xt = {};
 
+/* Whether the probes of ebtables are attached. */
+u32 ebt_on = 0;
+
 /* Counts tables that were freed. */
 u64 xt_frees = 0;
 
@@ -133,7 +139,7 @@ u64 xt_frees = 0;
 u64 xt_made = 0;
 
 /*
- * struct ipt_entry and ip6t_entry (UAPI): the counters end the header, and
+ * struct ipt_entry, ip6t_entry and arpt_entry (UAPI): the counters end the header, and
  * next_offset stands in the 16 bytes before them.
  */
 struct xt_entry_tail {
@@ -143,41 +149,71 @@ struct xt_entry_tail {
 
 static __always_inline u32 tail_offset(u32 pf)
 {
-	return pf == NFPROTO_IPV6 ? 152 - 16 : 96 - 16;
+	if (pf == NFPROTO_IPV4)
+		return 96 - 16;
+	return pf == NFPROTO_IPV6 ? 152 - 16 : 176 - 16;
 }
 
 static __always_inline u16 next_offset(u32 pf, const struct xt_entry_tail *t)
 {
-	return pf == NFPROTO_IPV6 ? t->before[3] : t->before[5];
+	return pf == NFPROTO_IPV4 ? t->before[5] : t->before[3];
 }
 
 struct tab_walk {
-	struct xt_tab *tab;
-	u64 at;
+	u64 at;	   /* an entry; 0: it could not be read */
+	u64 first; /* counter of the block */
 	u32 pf;
-	u32 bad;
+	u32 pad;
 };
 
 static long tab_walk_entry(u32 i, struct tab_walk *w)
 {
 	struct xt_entry_tail t;
-	struct xt_tab *tab = w->tab;
 	u16 next;
 
 	if (bpf_probe_read_kernel(&t, sizeof(t),
 				  (void *)(w->at + tail_offset(w->pf)))) {
-		w->bad = 1;
+		w->at = 0;
 		return 1;
 	}
-	if (i % BLOCK == 0)
-		tab->base[bounded(i / BLOCK, MAX_BLOCKS - 1)] = t.counters.pcnt;
+	if (!i)
+		w->first = t.counters.pcnt;
 	next = next_offset(w->pf, &t);
-	if (!next) {
-		w->bad = 1;
-		return 1;
-	}
-	w->at += next;
-	return 0;
+	w->at = next ? w->at + next : 0;
+	return !next;
+}
+
+/*
+ * Notes where the counters of a block are: b of a table under way, whose first entry is at at.
+ * Returns where the next block's is, or 0.
+ */
+__verified_once u64 tab_walk_block(u32 on, u32 b, u64 at, u32 pf)
+{
+	struct tab_walk w = { .at = at, .pf = pf };
+	struct xt_tab *tab;
+	u32 n;
+
+	tab = bpf_map_lookup_elem(&xt_tab_scratch, &on);
+	if (!tab || b >= MAX_BLOCKS)
+		return 0;
+	n = tab->number - b * BLOCK;
+	if (n > BLOCK)
+		n = BLOCK;
+	loop(n, BLOCK, tab_walk_entry, &w);
+	tab->base[bounded(b, MAX_BLOCKS - 1)] = w.first;
+	return w.at;
+}
+
+/* All blocks of it. */
+struct tab_blocks {
+	u64 at;
+	u32 on, pf;
+};
+
+static long tab_walk_next(u32 b, struct tab_blocks *w)
+{
+	w->at = tab_walk_block(w->on, b, w->at, w->pf);
+	return !w->at;
 }
 
 /*
@@ -186,7 +222,7 @@ static long tab_walk_entry(u32 i, struct tab_walk *w)
  */
 static __noinline struct xt_tab *tab_make(u64 info, u32 pf, u32 on)
 {
-	struct tab_walk w = {};
+	struct tab_blocks w = { .on = on, .pf = pf };
 	struct xt_tab *tab;
 
 	tab = bpf_map_lookup_elem(&xt_tab_scratch, &on);
@@ -198,16 +234,15 @@ static __noinline struct xt_tab *tab_make(u64 info, u32 pf, u32 on)
 			      (void *)(info + xt.number));
 	tab->entries = info + xt.entries;
 	tab->blocks = (tab->number + BLOCK - 1) / BLOCK;
-	tab->slot = __sync_fetch_and_add(&xt_made, 1) % KEPT;
+	/* Two may share one: then it is copied more often. */
+	tab->slot = xt_made++ % KEPT;
 	if (!tab->number || tab->blocks > snap_blocks ||
 	    tab->blocks > MAX_BLOCKS)
 		return NULL;
 	if (nr_cpus > 1) {
-		w.tab = tab;
 		w.at = tab->entries;
-		w.pf = pf;
-		bpf_loop(tab->number, tab_walk_entry, &w, 0);
-		if (w.bad)
+		loop(tab->blocks, MAX_BLOCKS, tab_walk_next, &w);
+		if (!w.at)
 			return NULL;
 	}
 	/* Not instead of what a softirq made known meanwhile: there is one generation. */
@@ -245,11 +280,16 @@ struct frame {
 	u32 blocks;  /* used of its snapshot */
 	u32 fresh;   /* one of its tables was met for the first time */
 	u32 kept; /* its tables' counters are in kept, not in a snapshot of its own */
-	u32 nft;	 /* nf_tables did something with it */
+	u32 nft;	 /* nf_tables or ebtables did something with it */
 	u32 nft_changed; /* since the call, and is as nft_pkt has it */
+	u32 nft_cursor;	 /* net->nft.gencursor when nf_tables was seen last */
 	u64 nft_base;	 /* the base chain that nf_tables is in; 0: none */
-	u64 skipped;	 /* nft_skipped() when it opened */
-	u64 slots;	 /* a bit for each that its tables have there */
+	u64 flowtable; /* struct nf_flowtable * that the packet is in; 0: none */
+	u64 skipped[NFT_COPIES]; /* nft_count_skipped() when it opened */
+	/* What nf_tables called the probe with last; no base chain: it has not yet. */
+	u64 nft_rule, nft_basechain;
+	u32 nft_type;
+	u64 slots; /* a bit for each that its tables have there */
 	struct pkt nft_pkt;
 	struct frame_table tables[MAX_TABLES];
 	struct rec_hook rec;
@@ -305,6 +345,7 @@ struct cpu {
 	u64 when; /* CLOCK_MONOTONIC, ns */
 	u32 recseq;
 	u32 pad;
+	u64 percpu; /* this_cpu(), once somebody has asked; else 0 */
 };
 
 #define CHAIN_NS 1000000000
@@ -346,15 +387,27 @@ static __always_inline struct frame *frame_at(u32 n)
 	return n ? bpf_map_lookup_elem(&frames, &key) : NULL;
 }
 
+/* The frame of the hook that a packet is in, NULL if none is known. */
+static __always_inline struct frame *frame_of(const struct journey *j)
+{
+	struct frame *f = frame_at(j->frame);
+
+	return f && f->jid == j->id ? f : NULL;
+}
+
 static __always_inline bool where_am_i(struct where *w, enum on on)
 {
 	w->on = on;
 	w->now = bpf_ktime_get_ns();
 	w->cpu = bpf_get_smp_processor_id();
 	w->c = bpf_map_lookup_elem(&cpus, &w->cpu);
-	w->percpu = this_cpu();
+	if (!w->c)
+		return false;
+	w->percpu = w->c->percpu;
+	if (!w->percpu)
+		w->percpu = w->c->percpu = this_cpu();
 	w->task = in_softirq(w->percpu) ? 0 : bpf_get_current_task();
-	return w->c;
+	return true;
 }
 
 /* x_tables.h:xt_write_recseq_begin: odd while this CPU evaluates. */
@@ -465,7 +518,7 @@ static long compare_batch(u32 nr, struct block_sweep *b)
 	struct xt_counters *old = &b->old->c[first];
 	const struct many_words *now = (void *)&b->s->now.c[first];
 
-	if (bpf_rdonly_cast)
+	if (has_rdonly_cast)
 		now = words_at((void *)(b->s->c.at + first * sizeof(*old)));
 #pragma unroll
 	for (int i = 0; i < BATCH; i++)
@@ -564,14 +617,14 @@ static long sweep_block(u32 nr, struct sweep *s)
 	if (nr_cpus == 1) {
 		if (!b)
 			c->entry = ft->at;
-		bpf_loop(n, sweep_entry, &part, 0);
-	} else if ((c->mode == SWEEP_COPY || !bpf_rdonly_cast) &&
+		loop(n, BLOCK, sweep_entry, &part);
+	} else if ((c->mode == SWEEP_COPY || !has_rdonly_cast) &&
 		   bpf_probe_read_kernel(
 			   c->mode == SWEEP_COPY ? part.old : &s->s->now,
 			   up * sizeof(struct xt_counters), (void *)c->at)) {
 		c->bad |= REC_F_FAULT;
 	} else if (c->mode != SWEEP_COPY) {
-		bpf_loop(up / BATCH, compare_batch, &part, 0);
+		loop(up / BATCH, BLOCK / BATCH, compare_batch, &part);
 	}
 	c->block = b + 1;
 	if (c->block < ft->blocks)
@@ -583,6 +636,20 @@ static long sweep_block(u32 nr, struct sweep *s)
 	c->table++;
 	return 0;
 }
+
+#ifdef NFTRACE_KPROBE
+/* The same, looked at once by the verifier, for each of many blocks. */
+__verified_once int sweep_next(u32 n, u32 on)
+{
+	struct sweep s = {};
+
+	s.f = frame_at(n);
+	s.s = bpf_map_lookup_elem(&scratches, &on);
+	return !s.f || !s.s || sweep_block(0, &s);
+}
+
+#define MAX_SNAP_BLOCKS 4096
+#endif
 
 /*
  * Compares the counters of frame n's tables, or copies them. What is found comes behind
@@ -611,12 +678,19 @@ __verified_once int sweep(u32 n, u32 on, u32 mode)
 	c->table = 0;
 	c->block = 0;
 	c->percpu = this_cpu();
+#ifndef NFTRACE_KPROBE
 	bpf_loop(snap_blocks, sweep_block, &s, 0);
+#else
+#pragma nounroll
+	for (u32 i = 0; i < MAX_SNAP_BLOCKS && i < snap_blocks; i++)
+		if (sweep_next(n, on))
+			break;
+#endif
 	return 0;
 }
 
 /* Whether all is kept that the frame is to be compared with. */
-__verified_once int all_kept(const struct frame *f, u64 chain)
+__verified_once_mem int all_kept(const struct frame *f, u64 chain)
 {
 	u64 n;
 	u32 slot;
@@ -871,7 +945,8 @@ static __noinline int frame_send(struct where *w, struct frame *f,
 	if (!s)
 		return 0;
 	after = &s->after;
-	read_data(&after->pkt, skb, number(skb->head), skb->network_header);
+	read_data(&after->pkt, skb, number(get(skb, head)),
+		  get(skb, network_header));
 	if (same_data(&after->pkt, f->nft_changed ? &f->nft_pkt : &rec->before))
 		return 0;
 	rec_begin(&after->hdr, REC_AFTER, j, NULL, w->now, w->cpu);
@@ -900,8 +975,8 @@ static __noinline int frame_end(struct where *w, u32 n, struct sk_buff *skb,
 			f->rec.hdr.flags |= REC_F_TORN;
 	}
 	/* Elsewhere nobody knows what was skipped. */
-	if (nft_stats &&
-	    (f->cpu != w->cpu || f->skipped != nft_skipped(w->percpu)))
+	if (nft_stats[0] &&
+	    (f->cpu != w->cpu || nft_all_skipped(f->skipped, w->percpu)))
 		f->rec.hdr.flags |= REC_F_NFTMISSED;
 	key = f->skb;
 	if (!j || j->id != f->jid)
@@ -953,7 +1028,7 @@ static __always_inline u32 frame_top(struct where *w)
 			return 0;
 		s.first = *n;
 	}
-	bpf_loop(FRAMES, look_at_frame, &s, 0);
+	loop(FRAMES, FRAMES, look_at_frame, &s);
 	return s.n;
 }
 
@@ -1018,7 +1093,7 @@ static __always_inline void frames_pop(struct where *w, u64 sp)
 {
 	struct pop p = { .w = w, .sp = sp, .first = w->cpu * FRAMES };
 
-	bpf_loop(FRAMES, pop_one, &p, 0);
+	loop(FRAMES, FRAMES, pop_one, &p);
 }
 
 struct find_tables {
@@ -1122,12 +1197,16 @@ struct {
 static __always_inline struct plan *plan_of(struct where *w, struct frame *f)
 {
 	/* The multiplier of Knuth's 64-bit generator (MMIX). */
-	u32 key = f->net * 6364136223846793005ULL >> 58;
+	u32 key = f->net * 6364136223846793005ULL >> 58,
+	    at = f->rec.place.hook << 1;
 
 	/* Tasks that preempt each other would share a half. */
-	if (w->task && use_task_probe && !bpf_preempt_disable)
+	if (w->task && use_task_probe && !has_preempt_disable)
 		return NULL;
-	key ^= f->rec.place.hook << 1 | (f->rec.place.pf == NFPROTO_IPV6);
+	/* The hooks of IPv4 and IPv6 are 0 to 4, those of ARP 0 to 2. */
+	if (f->rec.place.pf == NFPROTO_ARP)
+		at += 10;
+	key ^= at | (f->rec.place.pf == NFPROTO_IPV6);
 	key = key % PLANS + (w->task ? PLANS : 0);
 	return bpf_map_lookup_elem(&plans, &key);
 }
@@ -1150,6 +1229,9 @@ static __always_inline u64 plan_changed(struct plan *p, const bool cast)
 	return diff;
 }
 
+/* Most hooks have no more tables. */
+#define USUAL_TABLES 3
+
 /* Gives a frame the tables of its hook, if no table was replaced or came since. */
 static __noinline bool plan_use(struct where *w, struct frame *f)
 {
@@ -1159,14 +1241,21 @@ static __noinline bool plan_use(struct where *w, struct frame *f)
 	if (!p || p->net != f->net || p->hook != f->rec.place.hook ||
 	    p->pf != f->rec.place.pf || p->frees != f->frees)
 		return false;
-	diff = bpf_rdonly_cast ? plan_changed(p, true) : plan_changed(p, false);
+	diff = has_rdonly_cast ? plan_changed(p, true) : plan_changed(p, false);
 	if (diff)
 		return false;
 	f->blocks = p->blocks;
 	f->kept = p->kept;
 	f->rec.ntables = p->ntables;
-	__builtin_memcpy(f->tables, p->tables, sizeof(f->tables));
-	__builtin_memcpy(f->rec.tables, p->rec, sizeof(p->rec));
+	if (p->ntables <= USUAL_TABLES) {
+		__builtin_memcpy(f->tables, p->tables,
+				 USUAL_TABLES * sizeof(f->tables[0]));
+		__builtin_memcpy(f->rec.tables, p->rec,
+				 USUAL_TABLES * sizeof(p->rec[0]));
+	} else {
+		__builtin_memcpy(f->tables, p->tables, sizeof(f->tables));
+		__builtin_memcpy(f->rec.tables, p->rec, sizeof(p->rec));
+	}
 	return true;
 }
 
@@ -1200,21 +1289,21 @@ static __always_inline void find_tables(struct where *w, struct frame *f,
 	struct find_tables t = {
 		.f = f, .pf = pf, .hook = f->rec.place.hook, .on = w->on
 	};
-	u64 pernet, newest;
+	u64 newest;
 
-	if (!xt.on || (pf != NFPROTO_IPV4 && pf != NFPROTO_IPV6))
+	if (!xt.on ||
+	    (pf != NFPROTO_IPV4 && pf != NFPROTO_IPV6 && pf != NFPROTO_ARP))
 		return;
 	if (plan_use(w, f))
 		return;
-	pernet = read_u64((u64)net->gen + 8UL * xt.pernet_id);
-	if (!pernet)
+	t.head = xt_tables_of(net, xt.pernet_id, pf);
+	if (!t.head)
 		return;
-	t.head = pernet + pf * 2 * sizeof(u64);
 	newest = read_u64(t.head);
 	if (!newest)
 		return;
 	t.node = newest;
-	bpf_loop(2 * MAX_TABLES, find_table, &t, 0);
+	loop(2 * MAX_TABLES, 2 * MAX_TABLES, find_table, &t);
 	plan_make(w, f, t.head, newest);
 }
 
@@ -1235,14 +1324,16 @@ static long find_free(u32 i, struct find_free *s)
 	return 1;
 }
 
-/* A followed packet enters a hook. sp names the call. */
-static __always_inline void frame_open(struct where *w, u64 sp,
-				       struct sk_buff *skb,
-				       struct nf_hook_state *state,
-				       struct journey *j,
-				       const struct decision *d)
+/*
+ * A followed packet enters a hook. sp names the call; with_tables is whether xtables' tables
+ * may be there.
+ */
+static __always_inline void
+frame_open(struct where *w, u64 sp, struct sk_buff *skb,
+	   struct nf_hook_state *state, u8 hook, struct journey *j,
+	   const struct decision *d, const bool with_tables)
 {
-	struct net *net = state->net;
+	struct net *net = get(state, net);
 	struct find_free s = {};
 	struct frame *f;
 	u64 task;
@@ -1253,7 +1344,7 @@ static __always_inline void frame_open(struct where *w, u64 sp,
 	s.next = w->c->next++;
 	/* The first one mostly is. */
 	if (!find_free(0, &s))
-		bpf_loop(FRAMES, find_free, &s, 0);
+		loop(FRAMES, FRAMES, find_free, &s);
 	f = frame_at(s.n);
 	if (!f) {
 		count_loss(LOSS_FRAMES);
@@ -1275,19 +1366,25 @@ static __always_inline void frame_open(struct where *w, u64 sp,
 	f->slots = 0;
 	f->first = d->first;
 	f->rec.hdr.flags = d->flags;
-	f->rec.hdr.netns = net->ns.inum;
+	f->rec.hdr.netns = get(net, ns.inum);
 	f->rec.entry_ts = w->now;
 	f->rec.ntables = 0;
 	f->rec.nhits = 0;
 	f->rec.runs = 0;
 	read_place(&f->rec.place, skb, state);
-	find_tables(w, f, net);
-	if (f->first || f->rec.ntables || nft_on)
+	f->rec.place.hook = hook;
+	if (with_tables)
+		find_tables(w, f, net);
+	if (f->first || f->rec.ntables || nft_on ||
+	    (ebt_on && f->rec.place.pf == NFPROTO_BRIDGE))
 		read_pkt(&f->rec.before, skb, net);
 	f->nft = 0;
 	f->nft_changed = 0;
+	f->nft_cursor = get(net, nft.gencursor);
 	f->nft_base = 0;
-	f->skipped = nft_stats ? nft_skipped(w->percpu) : 0;
+	f->nft_basechain = 0;
+	f->flowtable = 0;
+	nft_count_skipped(f->skipped, w->percpu);
 
 	f->sp = sp;
 	__sync_fetch_and_add(&open_frames, 1);
@@ -1313,9 +1410,9 @@ static __always_inline bool frame_split(struct where *w, struct sk_buff *skb,
 					struct journey *j, enum on on)
 {
 	u32 n = j->frame;
-	struct frame *f = frame_at(n);
+	struct frame *f = frame_of(j);
 
-	if (!f || f->jid != j->id || !where_am_i(w, on))
+	if (!f || !where_am_i(w, on))
 		return false;
 	frame_stop(w);
 	frame_send(w, f, j, skb);
@@ -1338,9 +1435,9 @@ static __always_inline bool frame_evaluated(struct frame *f)
 /* The packet has become another one before any table saw it. */
 static __always_inline void frame_again(struct sk_buff *skb, struct journey *j)
 {
-	struct frame *f = frame_at(j->frame);
+	struct frame *f = frame_of(j);
 
-	if (f && f->jid == j->id && !f->split && !f->nft &&
+	if (f && !f->split && !f->nft &&
 	    (f->rec.ntables ? !frame_evaluated(f) : nft_on))
 		read_pkt(&f->rec.before, skb, (void *)f->net);
 }
@@ -1352,11 +1449,10 @@ static __always_inline void frame_again(struct sk_buff *skb, struct journey *j)
 static __always_inline bool same_call(u64 sp, struct nf_hook_state *state,
 				      struct journey *j)
 {
-	struct frame *f = frame_at(j->frame);
+	struct frame *f = frame_of(j);
 
-	return f && f->jid == j->id && f->sp == sp &&
-	       f->rec.place.hook == state->hook &&
-	       f->rec.place.pf == state->pf &&
+	return f && f->sp == sp && f->rec.place.hook == get(state, hook) &&
+	       f->rec.place.pf == get(state, pf) &&
 	       f->recseq == recseq_again(this_cpu());
 }
 

@@ -73,7 +73,7 @@ func checkPrinted(tb testing.TB, s *session) {
 // hook, for those made for tests have but one.
 func forwarded(tb testing.TB) (*session, [][]byte) {
 	out := &output{pipe: -1, w: io.Discard}
-	s := &session{c: &config{}, asm: events.NewAssembler(), res: newResolver(nil, newRulesets(nil, nil, nil), nil, false), out: out}
+	s := &session{c: &config{}, asm: events.NewAssembler(), res: newResolver(nil, newRulesets(nil, nil, nil), nil, nil, false), out: out}
 	s.asm.OnRun = s.run
 	for inum, name := range map[uint32]string{1: "c2", 2: "", 3: "ext"} {
 		s.res.names[inum] = name

@@ -12,14 +12,15 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/nftrace/nftrace/pkg/filter"
+	"github.com/nftrace/nftrace/pkg/trace"
 )
 
 const usage = `Usage: nftrace [flags] [filter] [-- command args…]
 
 Show the path of packets through netfilter: every hook, table, chain and rule that a
 packet met, in the kernel's order, and what became of it: of iptables-legacy,
-iptables-nft and nf_tables. No rule is inserted, nothing is logged, nothing on the
-system changes. Needs root.
+iptables-nft, nf_tables, ebtables and arptables. No rule is inserted, nothing is
+logged, nothing on the system changes. Needs root.
 
 Which packets:
   filter                    an expression in pcap-filter syntax, such as
@@ -42,6 +43,9 @@ Output:
                             TRACE target logs), json (an object per packet and line)
   -o, --output FILE         write there instead of to standard output
       --ready-file PATH     create this file once attached
+      --backend BACKEND     how to probe the kernel: fentry, or kprobe, which older kernels
+                            have, too; auto (the default) is fentry where there is that,
+                            and else kprobe, for a module or for all
   -v, --verbose             say more on stderr
   -q, --quiet               say nothing but errors on stderr
       --version             print the version and exit
@@ -66,6 +70,7 @@ type config struct {
 	format     string
 	output     string
 	readyFile  string
+	backend    trace.Backend // "": auto
 	verbose    bool
 	quiet      bool
 	expr       *filter.Expr // nil: every packet
@@ -91,6 +96,7 @@ func parseFlags(args []string, stdout io.Writer) (*config, error) {
 	fs.StringVar(&c.format, "format", "tree", "")
 	fs.StringVarP(&c.output, "output", "o", "", "")
 	fs.StringVar(&c.readyFile, "ready-file", "", "")
+	backend := fs.String("backend", "auto", "")
 	fs.BoolVarP(&c.verbose, "verbose", "v", false, "")
 	fs.BoolVarP(&c.quiet, "quiet", "q", false, "")
 	version := fs.Bool("version", false, "")
@@ -140,6 +146,13 @@ func parseFlags(args []string, stdout io.Writer) (*config, error) {
 	case "tree", "trace", "json":
 	default:
 		return nil, usageError{fmt.Errorf("--format %q: want tree, trace or json", c.format)}
+	}
+	switch b := trace.Backend(*backend); b {
+	case "auto":
+	case trace.Fentry, trace.Kprobe:
+		c.backend = b
+	default:
+		return nil, usageError{fmt.Errorf("--backend %q: want auto, fentry or kprobe", b)}
 	}
 	if expr := strings.Join(words, " "); strings.TrimSpace(expr) != "" {
 		var err error

@@ -1,10 +1,17 @@
 package main
 
-import "sync"
+import (
+	"errors"
+	"fmt"
+	"sync"
+)
 
 // generations are rulesets of type V that were read, by what tells each generation of each
 // from all others.
-type generations[K comparable, V interface{ size() int }] struct {
+type generations[K comparable, V interface {
+	comparable
+	size() int
+}] struct {
 	mu    sync.Mutex // guards what is below
 	known map[K]V
 	order []K // as they came
@@ -45,4 +52,33 @@ func (g *generations[K, V]) keep(id K, rs V) {
 		g.total -= g.known[oldest].size()
 		delete(g.known, oldest)
 	}
+}
+
+// find returns what is known of a generation, and has the ruleset read while that may still be the
+// one that is there: read keeps what it reads, and returns which generation that is. Where it is
+// another, or cannot be read, find returns and keeps what lost makes of the cause. reading is held
+// from before read is called until then.
+func (g *generations[K, V]) find(id K, reading sync.Locker, read func() (K, V, error), lost func(error) V) V {
+	var none V
+	if rs := g.get(id); rs != none {
+		return rs
+	}
+	reading.Lock()
+	defer reading.Unlock()
+	// It may have been read meanwhile.
+	if rs := g.get(id); rs != none {
+		return rs
+	}
+	got, rs, err := read()
+	switch {
+	case err != nil:
+		err = fmt.Errorf("the ruleset could not be read: %w", err)
+	case got == id:
+		return rs
+	default:
+		err = errors.New("the ruleset was replaced before it could be read")
+	}
+	rs = lost(err)
+	g.keep(id, rs)
+	return rs
 }

@@ -2,10 +2,16 @@ package main
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
+	"maps"
 	"math"
+	"os"
+	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
+	"time"
 
 	"github.com/nftrace/nftrace/pkg/events"
 	"github.com/nftrace/nftrace/pkg/render"
@@ -13,7 +19,9 @@ import (
 	"github.com/nftrace/nftrace/pkg/trace"
 )
 
-// nftRulesets are the generations of namespaces' nf_tables that were read.
+// nftRulesets are the generations of namespaces' nf_tables that were read. nftrace's own
+// namespace is followed from the start, so that none is missed. Whoever follows another keeps it
+// alive even if it is deleted: that is done only while it changes.
 type nftRulesets struct {
 	sys    *symbolize.System
 	tracer *trace.Tracer
@@ -21,6 +29,18 @@ type nftRulesets struct {
 
 	reading sync.Mutex // held until what was read is kept
 	generations[nftID, *nftRuleset]
+	read map[uint32]bool // namespaces that were; guarded by reading
+
+	following sync.Mutex // guards followers
+	followers map[uint32]*nftFollower
+	ended     sync.WaitGroup
+}
+
+// nftFollower keeps each generation of a namespace.
+type nftFollower struct {
+	*symbolize.NFTFollower
+	netns uint32
+	gen   atomic.Uint32 // the last one that is kept
 }
 
 type nftID struct {
@@ -38,7 +58,7 @@ type nftRuleset struct {
 }
 
 func newNFTRulesets(sys *symbolize.System, tracer *trace.Tracer, say *speaker) *nftRulesets {
-	return &nftRulesets{sys: sys, tracer: tracer, say: say}
+	return &nftRulesets{sys: sys, tracer: tracer, say: say, read: map[uint32]bool{}, followers: map[uint32]*nftFollower{}}
 }
 
 // size is what a ruleset counts for in generations.total: its chains and rules.
@@ -57,41 +77,147 @@ func (rs *nftRuleset) size() int {
 // find returns a namespace's rulesets in one generation, and reads them while they may still
 // be there. Without them, what it returns says why nobody can know them.
 func (r *nftRulesets) find(id nftID) *nftRuleset {
-	if rs := r.get(id); rs != nil {
-		return rs
-	}
-	r.reading.Lock()
-	defer r.reading.Unlock()
-	// They may have been read meanwhile.
-	if rs := r.get(id); rs != nil {
-		return rs
-	}
-	lost := &nftRuleset{err: fmt.Errorf("the ruleset was replaced before it could be read")}
-	ns, err := r.sys.NamespaceByInode(id.netns)
-	if err != nil {
-		lost.err = fmt.Errorf("the ruleset could not be read: %w", err)
-	} else if got, err := r.read(ns); err != nil {
-		lost.err = fmt.Errorf("the ruleset could not be read: %w", err)
-	} else {
-		rs := &nftRuleset{NFTRuleset: got, ns: ns, paths: map[string]*nftPath{}}
-		r.keep(nftID{id.netns, got.Gen}, rs)
-		if got.Gen == id.gen {
-			return rs
+	return r.generations.find(id, &r.reading, func() (got nftID, rs *nftRuleset, err error) {
+		if f := r.followed(id.netns); f != nil && r.await(f, id) {
+			if rs = r.get(id); rs != nil {
+				return id, rs, nil
+			}
+			return nftID{id.netns, f.gen.Load()}, nil, nil
 		}
-	}
-	r.keep(id, lost)
-	return lost
+		ns, err := r.sys.NamespaceByInode(id.netns)
+		if err != nil {
+			return got, nil, err
+		}
+		if ns.Own() || r.read[id.netns] {
+			return r.follow(ns)
+		}
+		r.read[id.netns] = true
+		now, err := symbolize.ReadNFT(ns, r.idle(ns))
+		if err != nil {
+			return got, nil, err
+		}
+		got, rs = r.keepNFT(ns, now)
+		return got, rs, nil
+	}, func(err error) *nftRuleset { return &nftRuleset{err: err} })
 }
 
-// read reads a namespace's rulesets as they are now; reading is held.
-func (r *nftRulesets) read(ns *symbolize.Namespace) (*symbolize.NFTRuleset, error) {
-	return symbolize.ReadNFT(ns, func() (idle bool, err error) {
+func (r *nftRulesets) keepNFT(ns *symbolize.Namespace, now *symbolize.NFTRuleset) (nftID, *nftRuleset) {
+	id := nftID{ns.Inode, now.Gen}
+	rs := &nftRuleset{NFTRuleset: now, ns: ns, paths: map[string]*nftPath{}}
+	r.keep(id, rs)
+	return id, rs
+}
+
+// idle tells whether a namespace's nf_tables hold still.
+func (r *nftRulesets) idle(ns *symbolize.Namespace) func() (bool, error) {
+	return func() (idle bool, err error) {
 		err = ns.Do(func() error {
 			idle, err = r.tracer.NFTIdle()
 			return err
 		})
 		return idle, err
+	}
+}
+
+// followOwn begins to follow the namespace that nftrace runs in. nf_tables is loaded.
+func (r *nftRulesets) followOwn() {
+	r.reading.Lock()
+	defer r.reading.Unlock()
+	ns := r.sys.OwnNamespace()
+	if r.followed(ns.Inode) != nil {
+		return
+	}
+	if _, _, err := r.follow(ns); err != nil {
+		r.say.detail("%v", err)
+	}
+}
+
+const (
+	// nftQuiet is how long a namespace that is not nftrace's own is followed while nothing changes.
+	nftQuiet = time.Second
+	// nftLate is how long nftrace waits until the kernel tells of a commit that a packet met: it
+	// does when the commit is over.
+	nftLate = time.Second
+)
+
+// follow begins to follow a namespace that is not followed, and returns what it is now; reading is
+// held.
+func (r *nftRulesets) follow(ns *symbolize.Namespace) (nftID, *nftRuleset, error) {
+	from, now, err := symbolize.FollowNFT(ns, r.idle(ns))
+	if err != nil {
+		return nftID{}, nil, err
+	}
+	f := &nftFollower{NFTFollower: from, netns: ns.Inode}
+	id, rs := r.keepNFT(ns, now)
+	f.gen.Store(now.Gen)
+	r.following.Lock()
+	r.followers[ns.Inode] = f
+	r.following.Unlock()
+	r.ended.Go(func() {
+		err := r.keepOn(ns, f)
+		if r.drop(f) && !errors.Is(err, os.ErrDeadlineExceeded) {
+			r.say.detail("%v: it is read again when a packet meets it", err)
+		}
 	})
+	return id, rs, nil
+}
+
+// keepOn keeps each generation of a namespace, until nothing more is known of it.
+func (r *nftRulesets) keepOn(ns *symbolize.Namespace, f *nftFollower) error {
+	for {
+		var deadline time.Time
+		if !ns.Own() {
+			deadline = time.Now().Add(nftQuiet)
+		}
+		now, err := f.Next(deadline)
+		if err != nil {
+			return err
+		}
+		r.keepNFT(ns, now)
+		f.gen.Store(now.Gen)
+	}
+}
+
+func (r *nftRulesets) followed(netns uint32) *nftFollower {
+	r.following.Lock()
+	defer r.following.Unlock()
+	return r.followers[netns]
+}
+
+// await waits until a follower has kept all generations up to id, and tells whether it has.
+func (r *nftRulesets) await(f *nftFollower, id nftID) bool {
+	for end := time.Now().Add(nftLate); r.followed(id.netns) == f; time.Sleep(time.Millisecond) {
+		if int32(f.gen.Load()-id.gen) >= 0 {
+			return true
+		}
+		if time.Now().After(end) {
+			r.drop(f)
+		}
+	}
+	return false
+}
+
+// drop ends a follower, which lets its namespace go; it tells whether that was not done before.
+func (r *nftRulesets) drop(f *nftFollower) bool {
+	r.following.Lock()
+	defer r.following.Unlock()
+	if r.followers[f.netns] != f {
+		return false
+	}
+	delete(r.followers, f.netns)
+	f.Close()
+	return true
+}
+
+// close ends all followers.
+func (r *nftRulesets) close() {
+	r.following.Lock()
+	all := slices.Collect(maps.Values(r.followers))
+	r.following.Unlock()
+	for _, f := range all {
+		r.drop(f)
+	}
+	r.ended.Wait()
 }
 
 // readTexts reads the texts of a ruleset's rules.
@@ -101,7 +227,7 @@ func (r *nftRulesets) readTexts(rs *nftRuleset) {
 		return
 	}
 	r.reading.Lock()
-	now, err := r.read(rs.ns)
+	now, err := symbolize.ReadNFT(rs.ns, r.idle(rs.ns))
 	r.reading.Unlock()
 	// Where it was replaced meanwhile, rules of it are still there, for most changes are small:
 	// one with the same handle is the same rule.
@@ -143,12 +269,20 @@ func (r *resolver) nftRun(s *events.Step) {
 	r.key = nftKey(r.key[:0], s)
 	rs := r.seeNFT(s)
 	path, err := r.nftPath(rs, s)
-	if err != nil && rs.err == nil {
-		// What it met is not in this ruleset: it was on its way when another CPU replaced
-		// the one before. Of a ruleset that is not known nobody can say so.
+	if rs.err == nil && (t.NFT.Flipped || path == nil) {
+		// It may have met the one before, which another CPU replaced.
+		var then *nftPath
 		before := r.nft.get(nftID{s.Netns, t.NFT.Gen - 1})
-		if before != nil {
-			path, _ = r.nftPath(before, s)
+		known := before != nil && before.err == nil
+		if known {
+			then, _ = r.nftPath(before, s)
+		}
+		switch {
+		case path == nil:
+			path = then
+		case known && then == nil, then != nil && path.same(then):
+		default:
+			path, err = nil, fmt.Errorf("%s: the ruleset was replaced while the packet was in it", handles(t.NFT))
 		}
 	}
 	if path != nil {
@@ -181,6 +315,12 @@ func (r *resolver) nftRun(s *events.Step) {
 			t.After = last.Packet
 		}
 	}
+}
+
+// same tells whether all that is said of two runs is the same.
+func (p *nftPath) same(q *nftPath) bool {
+	return p.compat == q.compat && p.chain == q.chain && p.kind == q.kind && p.priority == q.priority &&
+		p.nat == q.nat && slices.Equal(p.of, q.of) && slices.Equal(p.rules, q.rules)
 }
 
 // nftKey appends all that nftPath looks at, but the ruleset.
@@ -290,7 +430,15 @@ func newNFTPath(rules *symbolize.NFTRuleset, s *events.Step) (*nftPath, error) {
 				Chain: rule.Chain.Name, Type: events.TypeRule, Num: rule.Num, Handle: rule.Handle,
 				Text: rule.Text, Action: action,
 			}
-			if table.Compat && rule.Unconditional && rule.Target == "" && (e.Code >= 0 || e.Code == events.NFTReturn) {
+			switch {
+			case rule.ChainPolicy:
+				line.Type, line.IsPolicy, line.Text = events.TypePolicy, true, ""
+			case !table.Compat || !rule.Unconditional || rule.Target != "":
+			case s.PF == events.PFBridge:
+				if e.Code == events.NFTReturn {
+					line.Type = events.TypeReturn // as ebtLine has it
+				}
+			case e.Code >= 0 || e.Code == events.NFTReturn:
 				// net/ipv4/netfilter/ip_tables.c:get_chainname_rulenum
 				line.Type = events.TypeReturn
 				if rule.Chain.Base {
@@ -377,9 +525,12 @@ func unusedChain(rules *symbolize.NFTRuleset, s *events.Step) *nftPath {
 	return p
 }
 
-// ending are the statements and targets that are named instead of their verdict.
-var ending = map[string]bool{
-	"REJECT": true, "DNAT": true, "SNAT": true, "MASQUERADE": true, "REDIRECT": true, "NETMAP": true, "TPROXY": true, "SYNPROXY": true,
+// ending are the statements and targets that are named instead of the verdict that they are
+// there for. Where TPROXY finds no socket, or NAT no port, it drops: that is told as a drop.
+var ending = map[string]int{
+	"REJECT": events.NFDrop, "SYNPROXY": events.NFStolen, "TPROXY": events.NFAccept,
+	"DNAT": events.NFAccept, "SNAT": events.NFAccept, "MASQUERADE": events.NFAccept,
+	"REDIRECT": events.NFAccept, "NETMAP": events.NFAccept,
 }
 
 func nftAction(rules *symbolize.NFTRuleset, n *events.NFTRun, e *events.NFTEvent, rule *symbolize.NFTRule) (string, error) {
@@ -398,7 +549,8 @@ func nftAction(rules *symbolize.NFTRuleset, n *events.NFTRun, e *events.NFTEvent
 		}
 		return "goto " + to.Name, nil
 	}
-	if name := strings.ToUpper(rule.Target); ending[name] {
+	name := strings.ToUpper(rule.Target)
+	if usual, ok := ending[name]; ok && e.Code&0xff == usual {
 		return name, nil
 	}
 	switch e.Code & 0xff {

@@ -134,6 +134,7 @@ func TestNFTPath(t *testing.T) {
 
 		{"reject", false, list{didRule(13, drop)}, "0 in:rule:3 REJECT"},
 		{"DNAT", false, list{didRule(11, jump, chainA), didRule(33, accept)}, "0 in:rule:1 jump A, 1 A:rule:3 DNAT"},
+		{"DNAT that found no port", false, list{didRule(11, jump, chainA), didRule(33, drop)}, "0 in:rule:1 jump A, 1 A:rule:3 DROP"},
 		{"MASQUERADE", false, list{didRule(15, accept)}, "0 in:rule:5 MASQUERADE"},
 		{"log does not end it", false, list{didRule(16, accept)}, "0 in:rule:6 ACCEPT"},
 		{"reject that did not", false, list{didRule(13, next), didPolicy(accept)}, "0 in:rule:3 continue, 0 in:policy:7 ACCEPT policy"},
@@ -291,6 +292,40 @@ func TestNFTRun(t *testing.T) {
 	r.nftRun(s)
 	if n := s.Table.NFT; s.Table.Unresolved != "for some reason" || s.Table.Rules != nil || r.unresolved != 1 || n.Chain != "n" || n.Type != "nat" || n.Priority != -17 {
 		t.Errorf("run %+v, %+v", s.Table, n)
+	}
+}
+
+// A run that began about when its generation came into force may have met the one before.
+func TestNFTRunFlipped(t *testing.T) {
+	const replaced = "handle 11: the ruleset was replaced while the packet was in it"
+	moved := nftRules(12)
+	in := moved.Chain(nativeTable, baseChain)
+	in.Rules = append([]*symbolize.NFTRule{{Handle: 99, Text: "counter"}}, in.Rules...)
+	moved = symbolize.NewNFTRuleset(12, moved.Tables)
+	rule, policy := didRule(11, events.NFDrop), didPolicy(events.NFAccept)
+	for _, tt := range []struct {
+		name   string
+		before *nftRuleset
+		did    events.NFTEvent
+		want   string
+	}{
+		{"the same", known(nftRules(12)), rule, "0 in:rule:1 DROP"},
+		{"it was not there", empty(12), rule, "0 in:rule:1 DROP"},
+		{"it had another number", known(moved), rule, replaced},
+		{"nobody knows", nil, rule, replaced},
+		{"nobody can know", &nftRuleset{err: errors.New("it is gone")}, rule, replaced},
+		{"the chain was empty", empty(12), policy, "no rule: " + replaced[len("handle 11: "):]},
+	} {
+		r := nftResolver(known(nftRules(13)))
+		if tt.before != nil {
+			r.nft.keep(nftID{77, 12}, tt.before)
+		}
+		s := nftStep(nativeTable, baseChain, tt.did)
+		s.Table.NFT.Flipped = true
+		r.nftRun(s)
+		if got := rulesIn(s.Table.Rules) + s.Table.Unresolved; got != tt.want {
+			t.Errorf("%s: %q, want %q", tt.name, got, tt.want)
+		}
 	}
 }
 

@@ -25,7 +25,7 @@ type knownPart struct {
 // partKey is what was looked at to resolve a part, besides its pattern.
 type partKey struct {
 	partVerdict
-	// Of the packet, if rules were held against it:
+	// Of the packet, if rules were held against it (all there is of ARP in addrs):
 	proto, later uint8
 	addrs        [4]uint64
 }
@@ -33,7 +33,7 @@ type partKey struct {
 // partVerdict is what is looked at for all parts.
 type partVerdict struct {
 	verdict int8
-	family  uint8 // of the packet's addresses; 0: they are not known
+	family  uint8 // of the packet's addresses (or events.PFARP); 0: they are not known
 }
 
 // knownParts are the parts that are kept with a pattern.
@@ -55,6 +55,8 @@ func verdictOfPart(part *events.Part) partVerdict {
 	switch p := &part.Before; {
 	case p.Family == events.PFIPv4 && len(p.Data) >= 20, p.Family == events.PFIPv6 && len(p.Data) >= 40:
 		v.family = p.Family
+	case arpOf(p) != nil:
+		v.family = events.PFARP
 	}
 	return v
 }
@@ -67,6 +69,12 @@ func keyOf(part *events.Part, v partVerdict) partKey {
 		// packetInfo, without taking the header apart.
 		k.proto, k.later = p.Data[9], min(p.Data[6]&0x1f|p.Data[7], 1)
 		k.addrs[0] = binary.NativeEndian.Uint64(p.Data[12:])
+	case events.PFARP:
+		var b [len(k.addrs) * 8]byte
+		copy(b[:], arpOf(&part.Before))
+		for i := range k.addrs {
+			k.addrs[i] = binary.NativeEndian.Uint64(b[8*i:])
+		}
 	case events.PFIPv6:
 		t, later := p.Tuple()
 		k.proto = t.Proto

@@ -12,6 +12,7 @@ import (
 	"github.com/nftrace/nftrace/bpf"
 	"github.com/nftrace/nftrace/pkg/events"
 	"github.com/nftrace/nftrace/pkg/render"
+	"github.com/nftrace/nftrace/pkg/symbolize"
 )
 
 // player runs packets through a session and prints them.
@@ -236,7 +237,18 @@ func TestPartKey(t *testing.T) {
 		change(b)
 		return &events.Part{Before: events.Packet{Family: events.PFIPv6, Data: b}}
 	}
+	arp := func(change func(b []byte)) *events.Part {
+		p := &events.Part{Before: *arpPacket()}
+		change(p.Before.Data)
+		return p
+	}
 	parts := map[string]*events.Part{
+		"ARP":              arp(func([]byte) {}),
+		"ARP opcode":       arp(func(b []byte) { b[7]++ }),
+		"ARP sender's MAC": arp(func(b []byte) { b[8]++ }),
+		"ARP sender":       arp(func(b []byte) { b[17]++ }),
+		"ARP target's MAC": arp(func(b []byte) { b[23]++ }),
+		"ARP target":       arp(func(b []byte) { b[27]++ }),
 		"IPv4":             v4(func([]byte) {}),
 		"source":           v4(func(b []byte) { b[12]++ }),
 		"destination":      v4(func(b []byte) { b[19]++ }),
@@ -258,6 +270,7 @@ func TestPartKey(t *testing.T) {
 		keys[k] = name
 	}
 	for name, part := range map[string]*events.Part{
+		"ARP":     arp(func(b []byte) { b[28] = 9 }),
 		"IPv4":    v4(func(b []byte) { b[6], b[8] = 0x40, 9 }),
 		"IPv6":    v6(func(b []byte) { b[7] = 9 }),
 		"neither": {Before: events.Packet{Family: events.PFIPv6, Data: make([]byte, 39)}},
@@ -265,5 +278,52 @@ func TestPartKey(t *testing.T) {
 		if got := keys[keyOf(part, verdictOfPart(part))]; got != name {
 			t.Errorf("%q has the key of %q", name, got)
 		}
+	}
+}
+
+// arpPacket asks for an address, with a byte of padding.
+func arpPacket() *events.Packet {
+	b := make([]byte, symbolize.ARPLen+1)
+	copy(b, []byte{0, 1, 8, 0, 6, 4, 0, 1})
+	return &events.Packet{EtherType: etherARP, MACDevType: arphrdEther, Len: len(b), Data: b}
+}
+
+// What is kept of a run of arptables is kept for the same packet only, and rules count an ARP
+// packet without its padding.
+func TestARPRuns(t *testing.T) {
+	step := func(change func(p *events.Packet)) *events.Step {
+		part := &events.Part{Before: *arpPacket(), After: arpPacket()}
+		change(&part.Before)
+		return &events.Step{Place: &events.Place{PF: events.PFARP}, Table: &events.TableRun{
+			Part: part, Hits: []events.Hit{{Packets: 2, Bytes: 2 * symbolize.ARPLen}},
+		}}
+	}
+	plain := step(func(*events.Packet) {})
+	keys := map[string]string{}
+	for name, s := range map[string]*events.Step{
+		"the packet":   plain,
+		"opcode":       step(func(p *events.Packet) { p.Data[7]++ }),
+		"sender's MAC": step(func(p *events.Packet) { p.Data[8]++ }),
+		"target":       step(func(p *events.Packet) { p.Data[27]++ }),
+		"no Ethernet":  step(func(p *events.Packet) { p.MACDevType++ }),
+	} {
+		key := string(pathKey(nil, s, true))
+		if other, ok := keys[key]; ok {
+			t.Errorf("%q and %q have the same key", name, other)
+		}
+		keys[key] = name
+	}
+	if info, ok := packetInfo(plain); !ok || info.ARP == nil || info.ARP[7] != 1 {
+		t.Errorf("%+v, %v", info, ok)
+	}
+	if !bytesFit(plain) {
+		t.Error("the packet's bytes are not taken for its own")
+	}
+	plain.Table.Hits[0].Bytes++
+	if bytesFit(plain) {
+		t.Error("another packet's bytes are taken for its own")
+	}
+	if got := family(events.PFARP); got != symbolize.ARP {
+		t.Errorf("family %v", got)
 	}
 }

@@ -72,7 +72,9 @@ func pathKey(b []byte, s *events.Step, plain bool) []byte {
 	if !plain {
 		return append(b, 0)
 	}
-	if p.Family == events.PFIPv4 && len(p.Data) >= 20 {
+	if arp := arpOf(p); s.PF == events.PFARP && arp != nil {
+		b = append(append(b, 3), arp...)
+	} else if p.Family == events.PFIPv4 && len(p.Data) >= 20 {
 		// packetInfo, without taking the header apart.
 		later := p.Data[6]&0x1f | p.Data[7]
 		b = append(b, 4, p.Data[9], min(later, 1))

@@ -20,6 +20,7 @@ type resolver struct {
 
 	tables     *rulesets
 	nft        *nftRulesets
+	eb         *ebtRulesets
 	recent     [256]*ruleset     // some of tables, for most packets meet the same few
 	names      map[uint32]string // of namespaces, by inode
 	unresolved uint64
@@ -34,8 +35,8 @@ type tableRun struct {
 	path  *knownPath       // nil: unresolved
 }
 
-func newResolver(sys *symbolize.System, tables *rulesets, nft *nftRulesets, wantTexts bool) *resolver {
-	return &resolver{sys: sys, tables: tables, nft: nft, wantTexts: wantTexts, names: map[uint32]string{}}
+func newResolver(sys *symbolize.System, tables *rulesets, nft *nftRulesets, eb *ebtRulesets, wantTexts bool) *resolver {
+	return &resolver{sys: sys, tables: tables, nft: nft, eb: eb, wantTexts: wantTexts, names: map[uint32]string{}}
 }
 
 // see returns the ruleset of a step's table, and reads it while it may still be there. It
@@ -102,17 +103,21 @@ func (r *resolver) journey(j *events.Journey) {
 	}
 }
 
-// tablesOf resolves the tables of a part of a hook's call, those of nf_tables first. It tells
-// whether the journey's outcome may be another than it seemed.
+// tablesOf resolves the tables of a part of a hook's call, those of nf_tables and ebtables
+// first. It tells whether the journey's outcome may be another than it seemed.
 func (r *resolver) tablesOf(part *events.Part, steps []events.Step) bool {
 	n := 0
-	for n < len(steps) && steps[n].Table.NFT != nil {
-		r.nftRun(&steps[n])
-		n++
+	for ; n < len(steps) && (steps[n].Table.NFT != nil || steps[n].Table.EBT != nil); n++ {
+		if steps[n].Table.EBT != nil {
+			r.ebtRun(&steps[n])
+		} else {
+			r.nftRun(&steps[n])
+		}
 	}
-	if n < len(steps) {
-		r.part(part, steps[n:])
+	if n == len(steps) {
+		return true // they were told in their order
 	}
+	r.part(part, steps[n:])
 	if part.Changed {
 		behindNFT(steps, n)
 	}
@@ -203,7 +208,7 @@ func leavesAddrs(table *symbolize.Table, hits []events.Hit) bool {
 	for _, h := range hits {
 		if h.Index < len(table.Entries) {
 			switch table.Entries[h.Index].Target {
-			case "SNPT", "DNPT":
+			case "SNPT", "DNPT", "mangle":
 				return false
 			}
 		}
@@ -224,7 +229,7 @@ func (r *resolver) path(s *events.Step, rs *ruleset, plain bool) *knownPath {
 	}
 	r.key = pathKey(r.key[:0], s, plain)
 	known := rs.paths.get(s.Hook, r.key)
-	if known == nil || !bytesFit(t) {
+	if known == nil || !bytesFit(s) {
 		same := leavesAddrs(rs.table, t.Hits)
 		path, verdict, looked, err := walk(rs.table, s, plain && same)
 		if err != nil {
@@ -245,7 +250,7 @@ func (r *resolver) path(s *events.Step, rs *ruleset, plain bool) *knownPath {
 // against the packet's addresses; looked, whether any was.
 func walk(table *symbolize.Table, s *events.Step, plain bool) (path *symbolize.Path, verdict int, looked bool, err error) {
 	t := s.Table
-	if !bytesFit(t) {
+	if !bytesFit(s) {
 		return nil, s.Verdict, false, errors.New("byte and packet counters do not fit one packet")
 	}
 	in := make([]symbolize.Hit, len(t.Hits))
@@ -326,22 +331,50 @@ func verdictOf(table *symbolize.Table, path *symbolize.Path, s *events.Step, ver
 }
 
 // bytesFit reports that the byte counters grew by this packet and no other.
-func bytesFit(t *events.TableRun) bool {
+func bytesFit(s *events.Step) bool {
+	t := s.Table
 	before, after := &t.Part.Before, t.Part.After
 	if after == nil || before.Len != after.Len {
 		return true // targets may have made it longer
 	}
+	size := before.Len
+	if s.PF == events.PFARP {
+		if arpOf(before) == nil {
+			return true
+		}
+		size = symbolize.ARPLen // arp_tables.c: arp_hdr_len
+	}
 	for i := range t.Hits {
-		if t.Hits[i].Bytes != t.Hits[i].Packets*uint64(before.Len) {
+		if t.Hits[i].Bytes != t.Hits[i].Packets*uint64(size) {
 			return false
 		}
 	}
 	return true
 }
 
+// arpOf is the ARP packet that p is, if it is one with the addresses of Ethernet; else nil.
+func arpOf(p *events.Packet) []byte {
+	if p.EtherType != etherARP || p.MACDevType != arphrdEther || len(p.Data) < symbolize.ARPLen {
+		return nil
+	}
+	return p.Data[:symbolize.ARPLen]
+}
+
+const (
+	etherARP    = 0x0806 // ETH_P_ARP
+	arphrdEther = 1      // ARPHRD_ETHER
+)
+
 // packetInfo is what the rules' own conditions look at.
 func packetInfo(s *events.Step) (symbolize.PacketInfo, bool) {
 	p := &s.Table.Part.Before
+	if s.PF == events.PFARP {
+		arp := arpOf(p)
+		if arp == nil {
+			return symbolize.PacketInfo{}, false
+		}
+		return symbolize.PacketInfo{ARP: (*[symbolize.ARPLen]byte)(arp), In: s.In.Name, Out: s.Out.Name}, true
+	}
 	tuple, frag := p.Tuple()
 	if !tuple.Src.Addr().IsValid() {
 		return symbolize.PacketInfo{}, false

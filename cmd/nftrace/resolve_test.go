@@ -370,7 +370,7 @@ func TestAmbiguousVerdict(t *testing.T) {
 
 // resolverOf knows these tables; IDs are numbered from 1.
 func resolverOf(tables ...*symbolize.Table) *resolver {
-	r := newResolver(nil, newRulesets(nil, nil, &speaker{}), nil, false)
+	r := newResolver(nil, newRulesets(nil, nil, &speaker{}), nil, nil, false)
 	r.names[77] = "c1"
 	for i, table := range tables {
 		id := events.TableID{Private: 1, Gen: uint64(i + 1)}

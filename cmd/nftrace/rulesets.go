@@ -1,8 +1,6 @@
 package main
 
 import (
-	"errors"
-	"fmt"
 	"sync"
 
 	"github.com/nftrace/nftrace/pkg/events"
@@ -38,11 +36,14 @@ func newRulesets(sys *symbolize.System, tracer *trace.Tracer, say *speaker) *rul
 	return &rulesets{sys: sys, tracer: tracer, say: say}
 }
 
-var families = []symbolize.Family{symbolize.IPv4, symbolize.IPv6}
+var families = []symbolize.Family{symbolize.IPv4, symbolize.IPv6, symbolize.ARP}
 
 func family(pf uint8) symbolize.Family {
-	if pf == events.PFIPv6 {
+	switch pf {
+	case events.PFIPv6:
 		return symbolize.IPv6
+	case events.PFARP:
+		return symbolize.ARP
 	}
 	return symbolize.IPv4
 }
@@ -119,26 +120,16 @@ func (r *rulesets) snapshot(ns *symbolize.Namespace, family symbolize.Family, na
 // find returns what is known of the table with that ID, and reads it while it may still be
 // there. Without one, what it returns says why nobody can know it.
 func (r *rulesets) find(id events.TableID, netns uint32, family symbolize.Family, name string) *ruleset {
-	if rs := r.get(id); rs != nil {
-		return rs
-	}
-	r.reading.Lock()
-	defer r.reading.Unlock()
-	// It may have been read meanwhile.
-	if rs := r.get(id); rs != nil {
-		return rs
-	}
-	rs := &ruleset{id: id, err: errors.New("the ruleset was replaced before it could be read")}
-	ns, err := r.sys.NamespaceByInode(netns)
-	if err != nil {
-		rs.err = fmt.Errorf("the ruleset could not be read: %w", err)
-	} else if got, err := r.readLocked(ns, family, name); err != nil {
-		rs.err = fmt.Errorf("the ruleset could not be read: %w", err)
-	} else if got.id == id {
-		return got
-	}
-	r.keep(rs)
-	return rs
+	return r.generations.find(id, &r.reading, func() (got events.TableID, rs *ruleset, err error) {
+		ns, err := r.sys.NamespaceByInode(netns)
+		if err != nil {
+			return got, nil, err
+		}
+		if rs, err = r.readLocked(ns, family, name); err != nil {
+			return got, nil, err
+		}
+		return rs.id, rs, nil
+	}, func(err error) *ruleset { return &ruleset{id: id, err: err} })
 }
 
 // texts returns the texts of a table's entries: those that iptables-save prints, unless the

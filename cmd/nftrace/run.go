@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -71,12 +72,15 @@ type session struct {
 	asm    *events.Assembler
 	tables *rulesets
 	nft    *nftRulesets
+	eb     *ebtRulesets
 	res    *resolver
 	out    *output
 
 	printed    uint64
 	lastRecord time.Time
-	full       bool // --count packets were printed
+	full       bool   // --count packets were printed
+	untraced   string // see sayUntraced
+	probes     string // see sayProbes
 }
 
 // errSaid is returned where the error was told already.
@@ -93,7 +97,7 @@ func traceAll(ctx context.Context, c *config, say *speaker, stdin io.Reader, std
 	if err != nil {
 		return err
 	}
-	opts := trace.Options{MaxRules: maxRules(sys), SourceLines: c.verbose}
+	opts := trace.Options{MaxRules: maxRules(sys), SourceLines: c.verbose, Backend: c.backend}
 	if c.expr != nil {
 		opts.Filter = c.expr.Instructions()
 	}
@@ -140,11 +144,15 @@ func traceAll(ctx context.Context, c *config, say *speaker, stdin io.Reader, std
 		tables: newRulesets(sys, tracer, say),
 		nft:    newNFTRulesets(sys, tracer, say),
 	}
-	s.res = newResolver(sys, s.tables, s.nft, c.format != "trace")
+	s.eb = newEBTRulesets(s.tables)
+	s.res = newResolver(sys, s.tables, s.nft, s.eb, c.format != "trace")
 	s.asm.OnRun = s.run
+	defer s.nft.close()
 	defer s.watchTables(ctx)()
-	s.tables.prefetch()
+	s.prefetch()
 	say.detail("attached in %v", time.Since(start).Round(time.Millisecond))
+	s.sayUntraced()
+	s.sayProbes()
 	s.sayWaiting()
 	if c.readyFile != "" {
 		if err := os.WriteFile(c.readyFile, nil, 0o644); err != nil {
@@ -191,6 +199,22 @@ func maxRules(sys *symbolize.System) int {
 	return 2 * most
 }
 
+// sayUntraced says what is not traced, if there is more than it said before.
+func (s *session) sayUntraced() {
+	if what := s.tracer.Untraced(); what != s.untraced {
+		s.say.say("%s", what)
+		s.untraced = what
+	}
+}
+
+// sayProbes says how the kernel is probed, if it is otherwise than it said before.
+func (s *session) sayProbes() {
+	if what := s.tracer.Probes(); what != s.probes {
+		s.say.detail("%s", what)
+		s.probes = what
+	}
+}
+
 func (s *session) sayWaiting() {
 	waiting := map[string]bool{}
 	for _, m := range s.tracer.Waiting() {
@@ -198,8 +222,8 @@ func (s *session) sayWaiting() {
 	}
 	switch {
 	case len(waiting) == 0:
-	case waiting["ip_tables"] && waiting["ip6_tables"] && waiting["nf_tables"]:
-		s.say.say("no rulesets on this system yet (modules ip_tables, ip6_tables and nf_tables are not loaded); they are traced as soon as they are there")
+	case waiting["ip_tables"] && waiting["ip6_tables"] && waiting["arp_tables"] && waiting["nf_tables"]:
+		s.say.say("no rulesets on this system yet (modules ip_tables, ip6_tables, arp_tables and nf_tables are not loaded); they are traced as soon as they are there")
 	default:
 		s.say.detail("waiting for modules: %s", strings.Join(s.tracer.Waiting(), ", "))
 	}
@@ -262,10 +286,21 @@ func (s *session) attachModules() error {
 	default:
 		s.say.say("modules %s were loaded: what they do is traced from now on", strings.Join(attached, ", "))
 	}
+	s.sayUntraced()
+	s.sayProbes()
 	if len(attached) > 0 {
-		s.tables.prefetch()
+		s.prefetch()
 	}
 	return err
+}
+
+// prefetch reads rulesets before a packet meets them.
+func (s *session) prefetch() {
+	s.tables.prefetch()
+	s.eb.prefetch()
+	if !slices.Contains(s.tracer.Waiting(), "nf_tables") {
+		s.nft.followOwn()
+	}
 }
 
 // watchTables reads tables that are replaced, beside everything else, until the function that
@@ -296,6 +331,8 @@ func (s *session) readTables(ctx context.Context) error {
 			return fmt.Errorf("read the news of tables: %w", err)
 		case t.ID == events.TableID{}:
 			s.nft.find(nftID{t.Netns, t.NFT})
+		case t.PF == events.PFBridge:
+			s.eb.replaced(t.Netns, t.Name)
 		default:
 			s.tables.find(t.ID, t.Netns, family(t.PF), t.Name)
 		}
@@ -334,11 +371,14 @@ func (s *session) read(until time.Time) (empty bool, err error) {
 
 // run makes sure that the table of a step is known, while it may still be there.
 func (s *session) run(st *events.Step) {
-	if st.Table.NFT != nil {
+	switch t := st.Table; {
+	case t.NFT != nil:
 		s.res.seeNFT(st)
-		return
+	case t.EBT != nil:
+		s.res.seeEBT(st)
+	default:
+		s.res.see(st)
 	}
-	s.res.see(st)
 }
 
 // record takes one record and prints the packets that are complete with it.

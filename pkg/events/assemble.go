@@ -92,10 +92,11 @@ type call struct {
 	// Of its last part:
 	ended bool
 	part  *Part   // nil: no tables
+	flow  int     // its StepFlowtable in Steps; -1: none
 	size  int     // of the packet, as the bytes of the tables' hits have it
 	first int     // its first table of xtables in Steps
 	seen  *Packet // nil: not known
-	// nftVerdict is that of the last base chain of nf_tables in it, and nftSeen the packet
+	// nftVerdict is that of the last base chain of nf_tables or table of ebtables in it, and nftSeen the packet
 	// behind that, if it was seen there.
 	nftVerdict int
 	nftSeen    *Packet
@@ -126,7 +127,7 @@ func (a *Assembler) Add(raw []byte) ([]*Journey, error) {
 		a.stats.Bad++
 		return nil, fmt.Errorf("record of type %d: %w", h.Type, err)
 	}
-	if a.firstEnded != nil {
+	if d := a.firstEnded; d != nil && d.endedAt <= a.now-settle {
 		a.takeEnded(a.now - settle)
 	}
 	return a.done, nil
@@ -280,6 +281,8 @@ func (a *Assembler) record(h *bpf.NftraceRecHdr, raw []byte) error {
 	switch bpf.NftraceRecType(h.Type) {
 	case bpf.NftraceRecTypeREC_NFT:
 		return d.addNFT(raw)
+	case bpf.NftraceRecTypeREC_EBT:
+		return d.addEBT(raw)
 	case bpf.NftraceRecTypeREC_SEEN:
 		r, err := recPkt(raw)
 		if err != nil {
@@ -287,9 +290,22 @@ func (a *Assembler) record(h *bpf.NftraceRecHdr, raw []byte) error {
 		}
 		d.addShot(&r.Pkt, h.Flags&uint32(bpf.NftraceRecFlagREC_F_BETWEEN) != 0)
 		return nil
+	case bpf.NftraceRecTypeREC_FLOW:
+		r, err := recFlow(raw)
+		if err != nil {
+			return err
+		}
+		d.nft.flow = &Flowtable{r.Family, string(cBytes(r.Table[:])), string(cBytes(r.Name[:]))}
+		return nil
 	}
-	// Whatever else comes, what nf_tables tells from here on is of another hook.
-	defer d.nft.reset()
+	err := a.step(d, h, raw)
+	// Whatever it was, what nf_tables tells from here on is of another hook.
+	d.nft.reset()
+	return err
+}
+
+// step takes a record of anything but nf_tables.
+func (a *Assembler) step(d *draft, h *bpf.NftraceRecHdr, raw []byte) error {
 	switch bpf.NftraceRecType(h.Type) {
 	case bpf.NftraceRecTypeREC_HOOK:
 		return a.hook(d, h, raw)
@@ -305,6 +321,7 @@ func (a *Assembler) record(h *bpf.NftraceRecHdr, raw []byte) error {
 			p.After = &p.after
 			d.see(p.After)
 			d.tracked(p.After)
+			d.rewritten(p)
 		}
 	case bpf.NftraceRecTypeREC_NAT:
 		r, err := recNAT(raw)
@@ -351,7 +368,7 @@ func (d *draft) addStep() *Step {
 
 // set makes s a step of which no more is known.
 func (s *Step) set(p *Place, kind StepKind, at time.Duration, cpu int) {
-	s.Place, s.Table, s.NAT, s.NetnsName = p, nil, nil, ""
+	s.Place, s.Table, s.NAT, s.Flowtable, s.NetnsName = p, nil, nil, nil, ""
 	s.Kind, s.Time, s.CPU, s.Verdict = kind, at, cpu, VerdictUnknown
 }
 
@@ -420,10 +437,19 @@ func (a *Assembler) hook(d *draft, h *bpf.NftraceRecHdr, raw []byte) error {
 	a.name(&pattern.place)
 	c.open, c.natted, c.ended, c.pattern, c.part = true, false, false, pattern, nil
 	c.time, c.cpu = ns(h.Ts), int(h.Cpu)
-	c.nftVerdict, c.nftSeen = NFAccept, nil
+	c.nftVerdict, c.nftSeen, c.flow = NFAccept, nil, -1
 	if len(d.nft.events) > 0 {
 		c.part = p
 		a.nftRuns(d, p)
+	} else if h.Flags&uint32(bpf.NftraceRecFlagREC_F_NFTMISSED) != 0 {
+		// Perhaps all that it did here.
+		d.j.Lost++
+	}
+	if d.nft.flow != nil {
+		c.part, c.flow = p, len(d.j.Steps)
+		s := d.addStep()
+		s.set(&pattern.place, StepFlowtable, c.time, c.cpu)
+		s.Flowtable = d.nft.flow
 	}
 	c.first, c.seen = len(d.j.Steps), d.seen
 	if hasTables {
@@ -473,6 +499,24 @@ func (a *Assembler) nat(d *draft, after *Packet) {
 	*s = Step{Place: a.known(h.Netns, &bpf.NftraceDev{}).in, Kind: StepNAT, Time: ns(h.Ts), CPU: int(h.Cpu)}
 	s.NAT = d.nats.take()
 	*s.NAT = n
+}
+
+// rewritten tells what the flowtable that sent the packet out of a part made of it.
+func (d *draft) rewritten(p *Part) {
+	if d.call.flow < 0 {
+		return
+	}
+	var n NAT
+	n.Before, _ = p.Before.Tuple()
+	n.After, _ = p.After.Tuple()
+	// It may also have put the packet behind a header, or taken it from behind one (VLAN, PPPoE,
+	// a tunnel): then these are not the same addresses before and after.
+	same := n.Before.Proto == n.After.Proto && n.Before.Src.Addr().IsValid() && n.After.Src.Addr().IsValid()
+	if same && n.Before != n.After {
+		to := d.nats.take()
+		*to = n
+		d.j.Steps[d.call.flow].NAT = to
+	}
 }
 
 // fits reports that a rewrite can have made After of Before: the packet may have been
@@ -546,7 +590,8 @@ func hitsOf(hits []bpf.NftraceHit, i int) []Hit {
 func (a *Assembler) run(d *draft, l *listed, tell bool) {
 	c := &d.call
 	t := d.runs.take()
-	t.Name, t.NFT, t.ID, t.Hits, t.Part = l.name, nil, l.id, l.hits, c.part
+	t.NFT, t.EBT = nil, nil
+	t.Name, t.ID, t.Hits, t.Part = l.name, l.id, l.hits, c.part
 	t.Before, t.After = &c.part.Before, nil
 	t.Rules, t.Met, t.Unresolved, t.Hotdrop = nil, t.Met[:0], c.pattern.unresolved, ""
 	if c.size != c.pattern.size {
@@ -716,6 +761,9 @@ func (j *Journey) concludeHook(o *Outcome, i int) {
 		o.Kind, o.Step = OutStolen, table
 	case said == NFQueue:
 		o.Kind, o.Step = OutQueued, table
+	case j.ended && s.PF == PFARP && s.Hook == 0 && said == NFAccept:
+		// net/ipv4/arp.c:arp_process, which comes next, keeps no packet.
+		o.Kind, o.Device = OutDelivered, s.In
 	case j.ended && j.seen != nil && (s.PF == PFIPv4 || s.PF == PFIPv6) && (s.Hook == HookPreRouting || s.Hook == HookLocalOut) && j.seen.fragment():
 		// It waits for the others, or waited in vain.
 		o.Kind, o.Step = OutStolen, i

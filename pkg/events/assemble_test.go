@@ -315,6 +315,16 @@ func TestOutcome(t *testing.T) {
 			s.part(part{hook: HookPreRouting})
 			s.end(none)
 		}, Outcome{Kind: OutFreed, Step: -1, Rule: -1}},
+		{"ARP that comes in", func(s *script) {
+			s.nft(nftRule(5, NFAccept))
+			s.part(part{pf: PFARP})
+			s.end(none)
+		}, Outcome{Kind: OutDelivered, Device: Device{3, "eth0"}, Step: -1, Rule: -1}},
+		{"ARP that goes out", func(s *script) {
+			s.nft(nftRule(5, NFAccept))
+			s.part(part{pf: PFARP, hook: 1})
+			s.end(none)
+		}, Outcome{Kind: OutFreed, Step: -1, Rule: -1}},
 		{"freed, nobody knows why", func(s *script) {
 			s.first(HookPreRouting, none)
 			s.end(none)
@@ -1025,7 +1035,7 @@ func FuzzAdd(f *testing.F) {
 	f.Add(bytesOf(&r, unsafe.Offsetof(r.Nhits)))
 	r.Ntables, r.Nhits, r.Runs = 2, 3, 2
 	f.Add(bytesOf(&r, unsafe.Offsetof(r.Hits)+3*unsafe.Sizeof(r.Hits[0])))
-	for _, run := range nftScripts {
+	for _, run := range slices.Concat(nftScripts, ebtScripts) {
 		// All of one length, which the last byte of all tells.
 		const words = 50
 		var raw []byte

@@ -72,6 +72,37 @@ func recNFT(raw []byte) (r bpf.NftraceRecNft, err error) {
 	return r, nil
 }
 
+func recFlow(raw []byte) (*bpf.NftraceRecFlow, error) {
+	return view[bpf.NftraceRecFlow](raw, unsafe.Sizeof(bpf.NftraceRecFlow{}))
+}
+
+// ebtRecord is a record of ebtables, whose hits are the table's.
+type ebtRecord struct {
+	ts, private, gen uint64
+	flags            uint32
+	cpu              uint16
+	hook, verdict    uint8
+	name             string
+	hits             []Hit
+}
+
+func recEBT(raw []byte) (*ebtRecord, error) {
+	r, err := view[bpf.NftraceRecEbt](raw, ebtHits)
+	if err != nil {
+		return nil, err
+	}
+	if int(r.Nhits) > len(r.Hits) {
+		return nil, fmt.Errorf("record names %d rules, at most %d fit", r.Nhits, len(r.Hits))
+	}
+	if min := ebtHits + uintptr(r.Nhits)*hitSize; uintptr(len(raw)) < min {
+		return nil, tooShort(raw, min)
+	}
+	return &ebtRecord{
+		ts: r.Hdr.Ts, flags: r.Hdr.Flags, cpu: r.Hdr.Cpu, private: r.Private, gen: r.Gen,
+		hook: r.Hook, verdict: r.Verdict, name: string(cBytes(r.Name[:])), hits: hitsOf(r.Hits[:r.Nhits], 0),
+	}, nil
+}
+
 func recPkt(raw []byte) (*bpf.NftraceRecPkt, error) {
 	return view[bpf.NftraceRecPkt](raw, unsafe.Sizeof(bpf.NftraceRecPkt{}))
 }

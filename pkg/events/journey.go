@@ -27,6 +27,7 @@ const (
 	HookForward     = 2
 	HookLocalOut    = 3
 	HookPostRouting = 4
+	HookBrouting    = 5 // of ebtables' table broute, within the bridge's PREROUTING
 )
 
 // Protocol families as netfilter numbers them (NFPROTO_*).
@@ -101,12 +102,16 @@ type Device struct {
 type StepKind uint8
 
 const (
-	// StepTable: one run of a table at a hook (ipt_do_table, ip6t_do_table).
+	// StepTable: one run of a table at a hook (ipt_do_table, ip6t_do_table, ebt_do_table).
 	StepTable StepKind = iota + 1
 	// StepHook: the verdict of a hook as a whole (a call of nf_hook_slow).
 	StepHook
 	// StepNAT: addresses or ports were rewritten (nf_nat_manip_pkt).
 	StepNAT
+	// StepFlowtable: a flowtable sent the packet on, past routing and the hooks behind
+	// ingress, where it happened (nf_flow_offload_ip_hook, nf_flow_offload_ipv6_hook). NAT is
+	// set where it rewrote the packet.
+	StepFlowtable
 	// StepBridge: the bridge chose the port that Out names (br_forward).
 	StepBridge
 	// StepXmit: the packet was handed to device Out (in __dev_queue_xmit).
@@ -121,8 +126,8 @@ const (
 type Place struct {
 	Netns uint32 // inode number of the network namespace
 
-	PF   uint8 // PFIPv4, PFIPv6, PFBridge …; for StepTable and StepHook
-	Hook uint8 // HookPreRouting …; for StepTable and StepHook
+	PF   uint8 // PFIPv4, PFIPv6, PFBridge …; for StepTable, StepFlowtable and StepHook
+	Hook uint8 // HookPreRouting …; for StepTable, StepFlowtable and StepHook
 	// In, Out are nf_hook_state's devices; PhysIn, PhysOut the bridge ports
 	// (nf_bridge_info) where br_netfilter handed the packet to the IP hooks.
 	In, Out, PhysIn, PhysOut Device
@@ -147,17 +152,26 @@ type Step struct {
 	// are known.
 	Verdict int
 
-	Table *TableRun // StepTable
-	NAT   *NAT      // StepNAT
+	Table     *TableRun  // StepTable
+	NAT       *NAT       // StepNAT, StepFlowtable
+	Flowtable *Flowtable // StepFlowtable
+}
+
+// Flowtable is a flowtable of nf_tables.
+type Flowtable struct {
+	Family      uint8  // of its table: PFInet …
+	Table, Name string // of which records have 31 bytes at the most
 }
 
 // TableRun is one run of one table: of nf_tables, of one base chain. Rules is what the
 // table did, in order; it is empty where Unresolved is not.
 type TableRun struct {
 	Name string // "filter", "nat", …
-	// NFT is what nf_tables told; nil for xtables, of whose runs Hits tell.
+	// NFT is what nf_tables told; nil for xtables and ebtables, of whose runs Hits tell.
 	NFT *NFTRun
-	// ID identifies this very ruleset: the kernel's xt_table_info address
+	// EBT is what is known of a run of ebtables; nil for others.
+	EBT *EBTRun
+	// ID identifies this very ruleset: the kernel's xt_table_info (ebt_table_info) address
 	// and a generation that makes it unique over address reuse.
 	ID TableID
 	// Hits are the rules whose counters grew, in blob order.
@@ -183,6 +197,15 @@ type TableRun struct {
 	before Packet // Before, where it is no other's
 	hits   []Hit  // Hits, where they are not the pattern's
 	nft    NFTRun // what NFT is
+	ebt    EBTRun // what EBT is
+}
+
+// EBTRun is a run of a table of ebtables (ebt_do_table).
+type EBTRun struct {
+	Hook    uint8 // of the chain where it began: HookBrouting, or the step's
+	Verdict int   // what it returned: NFAccept or NFDrop. At HookBrouting NFDrop routes the packet
+	// Behind is the packet behind the run, where it was another than before it.
+	Behind *Packet
 }
 
 // NFTRun is what nf_tables told of the run of one base chain.
@@ -192,9 +215,12 @@ type NFTRun struct {
 	Base   uint64 // handle of the base chain, unique within the table
 	// Chain is the base chain's name, of which records have 31 bytes at the most; all of
 	// it once the ruleset is known.
-	Chain  string
-	Gen    uint32 // of the namespace's rulesets (NFTA_GEN_ID)
-	Events []NFTEvent
+	Chain string
+	Gen   uint32 // of the namespace's rulesets (NFTA_GEN_ID)
+	// Flipped is set where Gen came into force on another CPU at about the time when the
+	// run began: it may have met the generation before.
+	Flipped bool
+	Events  []NFTEvent
 	// Behind is the packet behind the last event, where it was another than before it.
 	Behind *Packet
 
@@ -350,10 +376,10 @@ type Rule struct {
 	TracePrefix string
 }
 
-// NAT is one rewrite by nf_nat_manip_pkt.
+// NAT is one rewrite by nf_nat_manip_pkt, or by a flowtable.
 type NAT struct {
 	// Source is set where the source was to be rewritten (NF_NAT_MANIP_SRC),
-	// clear for the destination.
+	// clear for the destination; a flowtable rewrites both at once, and leaves it clear.
 	Source bool
 	// CTReply is the conntrack direction of the packet.
 	CTReply bool

@@ -4,18 +4,21 @@ import (
 	"github.com/nftrace/nftrace/bpf"
 )
 
-// nftPending is what nf_tables told within a call of a hook whose record is still to come.
+// nftPending is what nf_tables and ebtables told within a call of a hook whose record is still to
+// come.
 type nftPending struct {
 	events []nftRecord
-	packet *Packet // the packet behind the newest one; nil: as at the call
-	next   *Packet // what it is behind the next one, if it changed
-	gap    bool    // records are missing before or among them
+	packet *Packet    // the packet behind the newest one; nil: as at the call
+	next   *Packet    // what it is behind the next one, if it changed
+	gap    bool       // records are missing before or among them
+	flow   *Flowtable // that sent the packet on
 }
 
 type nftRecord struct {
 	rec     bpf.NftraceRecNft
-	packet  *Packet // when the rule met it; nil: as at the call
-	changed *Packet // what it was behind it, if that was another
+	ebt     *ebtRecord // a run of ebtables, and not of nf_tables
+	packet  *Packet    // when the rule met it; nil: as at the call
+	changed *Packet    // what it was behind it, if that was another
 }
 
 // shot is a packet as it was seen within a hook.
@@ -24,12 +27,14 @@ type shot struct {
 	raw    bpf.NftracePkt // which packet has slices of
 }
 
-func (n *nftPending) reset() { n.events, n.packet, n.next, n.gap = n.events[:0], nil, nil, false }
+func (n *nftPending) reset() {
+	n.events, n.packet, n.next, n.gap, n.flow = n.events[:0], nil, nil, false, nil
+}
 
 // begins tells whether a journey can begin with a record of that type.
 func begins(t bpf.NftraceRecType) bool {
 	switch t {
-	case bpf.NftraceRecTypeREC_HOOK, bpf.NftraceRecTypeREC_NFT, bpf.NftraceRecTypeREC_SEEN:
+	case bpf.NftraceRecTypeREC_HOOK, bpf.NftraceRecTypeREC_NFT, bpf.NftraceRecTypeREC_SEEN, bpf.NftraceRecTypeREC_FLOW, bpf.NftraceRecTypeREC_EBT:
 		return true
 	}
 	return false
@@ -40,12 +45,17 @@ func (d *draft) addNFT(raw []byte) error {
 	if err != nil {
 		return err
 	}
-	n := &d.nft
-	n.events = append(n.events, nftRecord{r, n.packet, n.next})
+	d.nft.add(nftRecord{rec: r})
+	return nil
+}
+
+// add takes a record, of which the packets are not yet set.
+func (n *nftPending) add(r nftRecord) {
+	r.packet, r.changed = n.packet, n.next
+	n.events = append(n.events, r)
 	if n.next != nil {
 		n.packet, n.next = n.next, nil
 	}
-	return nil
 }
 
 // addShot takes the packet as it is behind the next rule; between is whether it is so before
@@ -71,18 +81,24 @@ const (
 	nftMissed = "something that nf_tables did with the packet was not seen: the kernel skipped the probe"
 	// nft_fwd_netdev.c, nft_synproxy.c and others free it, and nf_tables tells afterwards.
 	nftGone = "the packet was gone before nf_tables told which rule took it"
-	nftGap  = "records of what nf_tables did were lost"
+	nftGap  = "records of what was done at the hook were lost"
 )
 
-// nftRuns adds the runs of base chains that the newest part of a hook's call had.
+// nftRuns adds the runs of base chains, and of ebtables' tables, that the newest part of a hook's
+// call had.
 func (a *Assembler) nftRuns(d *draft, part *Part) {
 	c := &d.call
 	all := d.nft.events
 	part.Changed = d.nftChanged(part)
 	for len(all) > 0 {
 		n := 1
+		if all[0].ebt != nil {
+			a.ebtRun(d, part, &all[0])
+			all = all[n:]
+			continue
+		}
 		first := &all[0].rec
-		for !nftEnds(&all[n-1].rec) && n < len(all) && all[n].rec.Table == first.Table && all[n].rec.Base == first.Base {
+		for !nftEnds(&all[n-1].rec) && n < len(all) && all[n].ebt == nil && all[n].rec.Table == first.Table && all[n].rec.Base == first.Base {
 			n++
 		}
 		a.nftRun(d, part, all[:n], first == &d.nft.events[0].rec)
@@ -120,8 +136,8 @@ func (a *Assembler) nftRun(d *draft, part *Part, recs []nftRecord, alone bool) {
 	t.Name, t.ID, t.Hits, t.Part = string(cBytes(first.Name[:])), TableID{}, nil, part
 	t.Rules, t.Met, t.Unresolved, t.Hotdrop = nil, t.Met[:0], "", ""
 	t.After = nil
-	t.nft = NFTRun{Family: first.Family, Table: first.Table, Base: first.Base, Chain: string(cBytes(first.ChainName[:])), Gen: first.Gen, Events: t.nft.Events[:0]}
-	t.NFT = &t.nft
+	t.nft = NFTRun{Family: first.Family, Table: first.Table, Base: first.Base, Chain: string(cBytes(first.ChainName[:])), Gen: first.Gen, Flipped: first.Flipped != 0, Events: t.nft.Events[:0]}
+	t.NFT, t.EBT = &t.nft, nil
 	for i := range recs {
 		r := &recs[i].rec
 		e := NFTEvent{What: NFTWhat(r.What), Rule: r.Rule, Chain: r.Chain, Code: int(r.Code), Packet: recs[i].packet}

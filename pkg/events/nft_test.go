@@ -18,6 +18,7 @@ type did struct {
 	rule, chain uint64
 	code        int
 	ct          int // 1 + enum ip_conntrack_info; 0: none
+	flipped     bool
 }
 
 func (s *script) nft(all ...did) {
@@ -34,6 +35,9 @@ func (s *script) nft(all ...did) {
 		if d.ct != 0 {
 			r.Flags, r.Ctinfo = uint8(bpf.NftracePktFlagPKT_F_CT), uint8(d.ct-1)
 		}
+		if d.flipped {
+			r.Flipped = 1
+		}
 		copy(bytesOf(&r.Name, unsafe.Sizeof(r.Name)), "fw")
 		s.add(bytesOf(&r, unsafe.Sizeof(r)))
 	}
@@ -48,6 +52,14 @@ func (s *script) saw(mark uint32, flags bpf.NftraceRecFlag) {
 
 func (s *script) sawPacket(p bpf.NftracePkt, flags bpf.NftraceRecFlag) {
 	r := bpf.NftraceRecPkt{Hdr: s.hdr(bpf.NftraceRecTypeREC_SEEN, flags), Pkt: p}
+	s.add(bytesOf(&r, unsafe.Sizeof(r)))
+}
+
+// flow is a REC_FLOW.
+func (s *script) flow() {
+	r := bpf.NftraceRecFlow{Hdr: s.hdr(bpf.NftraceRecTypeREC_FLOW, 0), Family: PFInet}
+	copy(bytesOf(&r.Table, unsafe.Sizeof(r.Table)), "fw")
+	copy(bytesOf(&r.Name, unsafe.Sizeof(r.Name)), "fast")
 	s.add(bytesOf(&r, unsafe.Sizeof(r)))
 }
 
@@ -122,6 +134,12 @@ func nftShape(j *Journey) string {
 			words = append(words, "nat")
 		case s.Kind == StepXmit:
 			words = append(words, "xmit")
+		case s.Kind == StepFlowtable:
+			w := fmt.Sprintf("flowtable %d:%s:%s", s.Flowtable.Family, s.Flowtable.Table, s.Flowtable.Name)
+			if s.NAT != nil {
+				w += fmt.Sprintf(" %v->%v", s.NAT.Before.Dst, s.NAT.After.Dst)
+			}
+			words = append(words, w)
 		}
 	}
 	return strings.Join(words, ", ")
@@ -257,6 +275,38 @@ func TestNFTRuns(t *testing.T) {
 			s.part(part{hook: HookForward, before: &bpf.NftracePkt{}})
 		}, "drop", "7.1=accept r5@0, 7.2=drop r6@0?, FORWARD=drop"},
 
+		{"a flowtable", func(s *script) { s.flow(); hook(s) }, "xmit", "flowtable 1:fw:fast, FORWARD=accept, xmit"},
+		{"a flowtable behind rules", func(s *script) { s.nft(nftRule(5, NFAccept)); s.flow(); hook(s) }, "xmit",
+			"7.1=accept r5@0, flowtable 1:fw:fast, FORWARD=accept, xmit"},
+		{"a flowtable that rewrites", func(s *script) { s.flow(); hook(s); s.after(dnatted()) }, "xmit",
+			"flowtable 1:fw:fast 10.0.0.2:5->10.0.0.9:5, FORWARD=accept, xmit"},
+		{"a flowtable that changes what is no address", func(s *script) {
+			p := ping()
+			p.Mark = 3
+			s.flow()
+			hook(s)
+			s.after(p)
+		}, "xmit", "flowtable 1:fw:fast, FORWARD=accept, xmit"},
+		{"a flowtable that puts it behind another header", func(s *script) {
+			p := ping()
+			p.Ethertype = 0x8864 // ETH_P_PPP_SES
+			s.flow()
+			hook(s)
+			s.after(p)
+		}, "xmit", "flowtable 1:fw:fast, FORWARD=accept, xmit"},
+		{"a flowtable that puts it into a tunnel", func(s *script) {
+			p := dnatted()
+			p.Data[9] = 4 // IPPROTO_IPIP
+			s.flow()
+			hook(s)
+			s.after(p)
+		}, "xmit", "flowtable 1:fw:fast, FORWARD=accept, xmit"},
+		{"a flowtable of a hook whose record is lost", func(s *script) {
+			s.flow()
+			s.seq++
+			hook(s)
+		}, "xmit", "FORWARD=accept, xmit"},
+
 		{"a record is lost among them", func(s *script) { s.nft(nftRule(5, NFTJump)); s.seq++; s.nft(nftRule(6, NFAccept)); hook(s) }, "xmit",
 			"7.1=accept r6@0 gap, FORWARD=accept, xmit"},
 		{"a record is lost before them", func(s *script) { hook(s); s.seq++; s.nft(nftRule(6, NFAccept)); s.filter(HookPostRouting) }, "xmit",
@@ -355,6 +405,36 @@ func TestNFTRun(t *testing.T) {
 }
 
 // The packet of a run is in the conntrack state that nf_tables told.
+// A run has the rules that were in force when it began.
+func TestNFTFlipped(t *testing.T) {
+	first, later := nftRule(5, NFTContinue), nftAccept
+	first.flipped, later.flipped = true, true
+	for _, tt := range []struct {
+		did  []did
+		want []bool // of each run
+	}{
+		{[]did{nftRule(5, NFTContinue), nftEnd, nftAccept}, []bool{false}},
+		{[]did{first, nftEnd, nftAccept}, []bool{true}},
+		{[]did{nftRule(5, NFTContinue), nftEnd, later}, []bool{false}},
+		{[]did{nftEnd, later, inChain(2, nftEnd), inChain(2, nftAccept)}, []bool{false, false}},
+		{[]did{nftEnd, nftAccept, inChain(2, first), inChain(2, nftAccept)}, []bool{false, true}},
+	} {
+		s := newScript(t, NewAssembler(), 7)
+		s.nft(tt.did...)
+		s.first(HookPreRouting, 0)
+		s.end(0)
+		var got []bool
+		for _, step := range s.journey().Steps {
+			if step.Table != nil && step.Table.NFT != nil {
+				got = append(got, step.Table.NFT.Flipped)
+			}
+		}
+		if !slices.Equal(got, tt.want) {
+			t.Errorf("%+v: %v, want %v", tt.did, got, tt.want)
+		}
+	}
+}
+
 func TestNFTConntrack(t *testing.T) {
 	s := newScript(t, NewAssembler(), 7)
 	s.nft(did{what: NFTRule, rule: 5, code: NFAccept}, inChain(2, did{what: NFTRule, rule: 6, code: NFAccept, ct: 3}))
@@ -485,13 +565,13 @@ func TestNFTReuse(t *testing.T) {
 }
 
 func TestNFTBadRecords(t *testing.T) {
-	for _, typ := range []bpf.NftraceRecType{bpf.NftraceRecTypeREC_NFT, bpf.NftraceRecTypeREC_SEEN} {
+	for typ, size := range map[bpf.NftraceRecType]uintptr{ // the shortest
+		bpf.NftraceRecTypeREC_NFT:  unsafe.Offsetof(bpf.NftraceRecNft{}.Name),
+		bpf.NftraceRecTypeREC_SEEN: unsafe.Sizeof(bpf.NftraceRecPkt{}),
+		bpf.NftraceRecTypeREC_FLOW: unsafe.Sizeof(bpf.NftraceRecFlow{}),
+	} {
 		var r bpf.NftraceRecNft
 		r.Hdr.Type = uint16(typ)
-		size := unsafe.Offsetof(r.Name) // the shortest
-		if typ == bpf.NftraceRecTypeREC_SEEN {
-			size = unsafe.Sizeof(bpf.NftraceRecPkt{})
-		}
 		raw := make([]byte, 4096)
 		copy(raw, bytesOf(&r, unsafe.Sizeof(r)))
 		a := NewAssembler()
@@ -503,6 +583,12 @@ func TestNFTBadRecords(t *testing.T) {
 
 // nftScripts are journeys for FuzzAdd to begin with.
 var nftScripts = []func(s *script){
+	func(s *script) {
+		s.flow()
+		s.first(HookForward, 0)
+		s.after(dnatted())
+		s.end(0)
+	},
 	func(s *script) {
 		s.nft(nftRule(5, NFTJump))
 		s.saw(3, 0)
@@ -624,5 +710,18 @@ func TestNFTChanged(t *testing.T) {
 		if p := next.journey().Steps[0].Table.Part; p.Changed {
 			t.Errorf("%s: the next journey's, too", tt.name)
 		}
+	}
+}
+
+// Where the kernel skipped the probe of nf_tables, all of what it did at the hook may be missing.
+func TestNFTAllMissed(t *testing.T) {
+	a := NewAssembler()
+	s := newScript(t, a, 7)
+	s.first(HookPreRouting, 0)
+	s.first(HookForward, bpf.NftraceRecFlagREC_F_NFTMISSED)
+	s.end(0)
+	j := a.Idle(time.Duration(s.now) + 2*settle)[0]
+	if j.Lost != 1 || a.Stats().Lost != 1 {
+		t.Errorf("%d lost, in all %d: %s", j.Lost, a.Stats().Lost, nftShape(j))
 	}
 }

@@ -71,6 +71,8 @@ const (
 	hookTables = unsafe.Offsetof(bpf.NftraceRecHook{}.Tables)
 	hookHits   = unsafe.Offsetof(bpf.NftraceRecHook{}.Hits)
 
+	ebtHits = unsafe.Offsetof(bpf.NftraceRecEbt{}.Hits)
+
 	tableSize = unsafe.Sizeof(bpf.NftraceHookTable{})
 	hitSize   = unsafe.Sizeof(bpf.NftraceHit{})
 )

@@ -115,6 +115,21 @@ func (b *builder) nft(family uint8, chain, kind string, priority int, compat boo
 	return b
 }
 
+// ebt makes the last table one of ebtables-legacy, whose run began at that hook.
+func (b *builder) ebt(hook uint8) *builder {
+	run := b.j.Steps[len(b.j.Steps)-1].Table
+	run.EBT = &events.EBTRun{Hook: hook, Verdict: events.NFAccept}
+	return b
+}
+
+// toMAC says that the last table has changed the packet's destination.
+func (b *builder) toMAC(mac byte) *builder {
+	after := b.j.Steps[len(b.j.Steps)-1].Table.After
+	after.MAC = append([]byte{2, 0, 0, 0, 0, mac}, after.MAC[6:]...)
+	b.pkt.MAC = after.MAC
+	return b
+}
+
 // besideNAT says that nf_tables has chains of type nat, too.
 func (b *builder) besideNAT() *builder {
 	b.j.Steps[len(b.j.Steps)-1].Table.NFT.NAT = true
@@ -162,11 +177,20 @@ func (b *builder) hook(verdict int) *builder {
 }
 
 func (b *builder) nat(source, reply bool, proto uint8, before, after string) *builder {
-	tuple := func(s string) events.Tuple {
-		src, dst, _ := strings.Cut(s, " ")
-		return events.Tuple{Proto: proto, Src: netip.MustParseAddrPort(src), Dst: netip.MustParseAddrPort(dst)}
-	}
-	return b.step(events.Step{Place: &events.Place{}, Kind: events.StepNAT, NAT: &events.NAT{Source: source, CTReply: reply, Before: tuple(before), After: tuple(after)}})
+	return b.step(events.Step{Place: &events.Place{}, Kind: events.StepNAT,
+		NAT: &events.NAT{Source: source, CTReply: reply, Before: tuple(proto, before), After: tuple(proto, after)}})
+}
+
+func tuple(proto uint8, s string) events.Tuple {
+	src, dst, _ := strings.Cut(s, " ")
+	return events.Tuple{Proto: proto, Src: netip.MustParseAddrPort(src), Dst: netip.MustParseAddrPort(dst)}
+}
+
+func (b *builder) flowtable(table, name string, nat *events.NAT) *builder {
+	s := b.where
+	s.Kind, s.Verdict = events.StepFlowtable, events.VerdictUnknown
+	s.Flowtable, s.NAT = &events.Flowtable{Family: events.PFInet, Table: table, Name: name}, nat
+	return b.step(s)
 }
 
 func (b *builder) bridge(d events.Device) *builder {
@@ -290,6 +314,17 @@ func journeys() map[string]*events.Journey {
 			at(br, post, events.Device{}, vethc1).policy("nat", 1).
 			xmit(vethc1).netns(c1NS, "c1").
 			at(ip, in, ctEth0).policy("filter", 1).deliver().delivered(),
+		// Beside iptables-nft, whose names are others; a table that is not known, a change of the
+		// Ethernet address and a chain of the user's that decides by its policy.
+		"ebtables": journey(ping(c2, c1, false)).
+			at(br, pre, vethc2).table("broute", events.NFAccept).ebt(events.HookBrouting).unresolved("the table was replaced while the packet was in it").
+			table("nat", events.NFAccept, "PREROUTING:rule:1|-p IPv4 -j dnat --to-dst 02:00:00:00:00:99 --dnat-target CONTINUE|continue", "PREROUTING:policy:2||ACCEPT").ebt(pre).toMAC(0x99).
+			at(ip, pre, docker0, events.Device{}, vethc2).table("filter", events.NFAccept, "PREROUTING:policy:1||ACCEPT").nft(events.PFIPv4, "PREROUTING", "filter", 0, true).
+			at(br, fwd, vethc2, vethc1).table("filter", events.NFDrop, "FORWARD:rule:1|-p IPv4 -j U|jump U", "U:policy:1 1||DROP").ebt(fwd).by(events.OutDropped),
+		// Not bridged, but routed.
+		"ebtables-broute": journey(ping(c2, c1, false)).
+			at(br, pre, vethc2).table("broute", events.NFAccept, "BROUTING:rule:1|-p IPv4 -j DROP|DROP (route it)").ebt(events.HookBrouting).
+			at(ip, pre, vethc2).policy("raw", 1).deliver().delivered(),
 		"dropped-by-rule": journey(tcpPacket(c2, "172.18.0.2", 40000, 80, 2)).
 			at(ip, pre, docker0, events.Device{}, vethc2).policy("raw", 1).ct("NEW", false).policy("nat", 2).
 			ttl(63).at(ip, fwd, docker0, events.Device{Index: 9, Name: "br-1f2e3d"}, vethc2).table("filter", events.NFDrop, forward(
@@ -382,6 +417,12 @@ func journeys() map[string]*events.Journey {
 		"nft-queued": journey(ping(c2, c1, false)).at(ip, in, eth0).
 			table("fw", events.NFQueue, "in:rule:1|queue to 11|QUEUE").nft(events.PFInet, "in", "filter", 0, false).hook(events.VerdictUnknown).
 			end(events.Outcome{Kind: events.OutQueued, Step: 0, Rule: 0}),
+		"flowtable": journey(tcpPacket(c2, "10.211.55.1", 40000, 80, 16)).netns(hostNS, "").
+			at(events.PFNetdev, 0, docker0).flowtable("t", "fast", nil).hook(events.NFAccept).sent(eth0),
+		"flowtable-nat": journey(tcpPacket(c2, "10.211.55.8", 40000, 80, 16)).netns(hostNS, "").
+			at(events.PFNetdev, 0, docker0).
+			flowtable("t\x1b[2J", "fa\x1b[1mst\n", &events.NAT{Before: tuple(6, "172.17.0.3:40000 10.211.55.8:80"), After: tuple(6, "10.211.55.8:40000 10.211.55.1:8080")}).
+			hook(events.NFAccept).sent(eth0),
 		"nft-both": journey(tcpPacket("10.211.55.1", c1, 40000, 80, 2)).
 			at(ip, in, eth0).ct("NEW", false).
 			table("mangle", events.NFAccept, "INPUT:policy:1||ACCEPT").

@@ -63,26 +63,34 @@ type Device struct {
 
 // Step is one thing that happened to the packet.
 type Step struct {
-	Kind      string  `json:"kind"` // "table", "hook", "nat", "bridge", "xmit", "deliver"
-	TimeNS    int64   `json:"time_ns"`
-	CPU       int     `json:"cpu"`
-	Netns     uint32  `json:"netns"`      // inode number
-	NetnsName string  `json:"netns_name"` // "" for nftrace's own
-	Family    string  `json:"family"`     // "ip", "ip6", "bridge", "arp", …; "" but for table and hook
-	Hook      string  `json:"hook"`       // "PREROUTING" …; "" but for table and hook
-	In        *Device `json:"in"`
-	Out       *Device `json:"out"`
-	PhysIn    *Device `json:"phys_in"`
-	PhysOut   *Device `json:"phys_out"`
-	Verdict   string  `json:"verdict"` // "ACCEPT", "DROP", "STOLEN", "QUEUE", "REPEAT"; "" but for table and hook, or unknown
-	Table     *Table  `json:"table"`   // of kind "table"
-	NAT       *NAT    `json:"nat"`     // of kind "nat"
+	Kind      string     `json:"kind"` // "table", "hook", "nat", "flowtable", "bridge", "xmit", "deliver"
+	TimeNS    int64      `json:"time_ns"`
+	CPU       int        `json:"cpu"`
+	Netns     uint32     `json:"netns"`      // inode number
+	NetnsName string     `json:"netns_name"` // "" for nftrace's own
+	Family    string     `json:"family"`     // "ip", "ip6", "bridge", "arp", …; "" but for table, flowtable and hook
+	Hook      string     `json:"hook"`       // "PREROUTING" …; "" but for table, flowtable and hook
+	In        *Device    `json:"in"`
+	Out       *Device    `json:"out"`
+	PhysIn    *Device    `json:"phys_in"`
+	PhysOut   *Device    `json:"phys_out"`
+	Verdict   string     `json:"verdict"`   // "ACCEPT", "DROP", "STOLEN", "QUEUE", "REPEAT"; "" but for table and hook, or unknown
+	Table     *Table     `json:"table"`     // of kind "table"
+	NAT       *NAT       `json:"nat"`       // of kind "nat", and of "flowtable" where it rewrote the packet
+	Flowtable *Flowtable `json:"flowtable"` // of kind "flowtable": it sent the packet on, past the hooks behind
+}
+
+// Flowtable is a flowtable of nf_tables.
+type Flowtable struct {
+	Family string `json:"family"` // "ip", "ip6", "inet": of its table
+	Table  string `json:"table"`
+	Name   string `json:"name"`
 }
 
 // Table is one run of one table.
 type Table struct {
 	Name       string  `json:"name"`
-	Engine     string  `json:"engine"`     // "xtables" (iptables-legacy and its kin) or "nf_tables"
+	Engine     string  `json:"engine"`     // "xtables" (iptables-, ebtables- and arptables-legacy) or "nf_tables"
 	Family     string  `json:"family"`     // "ip", "ip6", "inet", …: of nf_tables the table's own
 	BaseChain  string  `json:"base_chain"` // of nf_tables; "" otherwise
 	Compat     bool    `json:"compat"`     // of nf_tables: iptables-nft or its kin manages it
@@ -100,10 +108,10 @@ type Rule struct {
 	Type     string `json:"type"` // TRACE's word: "rule", "return", "policy"
 	Number   int    `json:"number"`
 	Handle   uint64 `json:"handle"`    // of nf_tables; 0 where there is none
-	Text     string `json:"text"`      // as iptables-save has it without -A CHAIN
+	Text     string `json:"text"`      // as the program that saves or lists it has it, without -A CHAIN
 	IsPolicy bool   `json:"is_policy"` // the chain's policy; type says so of some rules too
 	IsEnd    bool   `json:"is_end"`    // the end of a user chain
-	Action   string `json:"action"`    // "ACCEPT", "jump DOCKER", "continue", "REJECT", …
+	Action   string `json:"action"`    // "ACCEPT", "jump DOCKER", "continue", "REJECT", "DROP (route it)" of table broute, …
 	Depth    int    `json:"depth"`     // jumps that lead here
 	// Packet is the packet when the rule matched, where it was no longer as
 	// the table's before has it (after MARK, TTL, …); else null.
@@ -114,7 +122,7 @@ type Rule struct {
 
 // NAT is one rewrite.
 type NAT struct {
-	Manip   string `json:"manip"` // "source" or "destination"
+	Manip   string `json:"manip"` // "source" or "destination"; "both" of a flowtable
 	CTReply bool   `json:"ct_reply"`
 	Before  Tuple  `json:"before"`
 	After   Tuple  `json:"after"`
@@ -286,7 +294,7 @@ func packetObject(p *events.Packet) Packet {
 
 var kindNames = map[events.StepKind]string{
 	events.StepTable: "table", events.StepHook: "hook", events.StepNAT: "nat",
-	events.StepBridge: "bridge", events.StepXmit: "xmit", events.StepDeliver: "deliver",
+	events.StepFlowtable: "flowtable", events.StepBridge: "bridge", events.StepXmit: "xmit", events.StepDeliver: "deliver",
 }
 
 func stepObject(s *events.Step) Step {
@@ -301,7 +309,8 @@ func stepObject(s *events.Step) Step {
 		PhysIn:    deviceObject(s.PhysIn),
 		PhysOut:   deviceObject(s.PhysOut),
 	}
-	if s.Kind == events.StepTable || s.Kind == events.StepHook {
+	switch s.Kind {
+	case events.StepTable, events.StepFlowtable, events.StepHook:
 		o.Family = familyName(s.PF)
 		o.Hook = hookName(s.PF, s.Hook)
 		o.Verdict = verdictName(s.Verdict)
@@ -327,9 +336,15 @@ func stepObject(s *events.Step) Step {
 		}
 		o.Table = t
 	}
+	if f := s.Flowtable; f != nil {
+		o.Flowtable = &Flowtable{Family: familyName(f.Family), Table: str(f.Table), Name: str(f.Name)}
+	}
 	if n := s.NAT; n != nil {
 		manip := "destination"
-		if n.Source {
+		switch {
+		case s.Flowtable != nil:
+			manip = "both"
+		case n.Source:
 			manip = "source"
 		}
 		o.NAT = &NAT{Manip: manip, CTReply: n.CTReply, Before: tupleObject(n.Before), After: tupleObject(n.After)}

@@ -25,6 +25,14 @@ func hookName(pf, hook uint8) string {
 	return "hook " + strconv.Itoa(int(hook))
 }
 
+// tableHook is the name of the hook where a run of a table began.
+func tableHook(s *events.Step) string {
+	if s.Table.EBT != nil {
+		return hookName(s.PF, s.Table.EBT.Hook)
+	}
+	return hookName(s.PF, s.Hook)
+}
+
 // familyName is the family's name as nft spells it.
 func familyName(pf uint8) string {
 	switch pf {

@@ -107,7 +107,7 @@ func (m *logBuf) appendTable(b []byte, s *events.Step) []byte {
 	}
 	if s.Table.Unresolved != "" {
 		b = append(b, "TRACE: "...)
-		b = appendEscaped(b, tablePrefix(s)+s.Table.Name+":"+hookName(s.PF, s.Hook))
+		b = appendEscaped(b, tablePrefix(s)+s.Table.Name+":"+tableHook(s))
 		b = append(b, ":unresolved: "...)
 		b = appendEscaped(b, s.Table.Unresolved)
 		b = append(b, ' ')
@@ -480,7 +480,10 @@ func (m *logBuf) ip6Packet(s *events.Step, p *events.Packet) {
 	m.ipv6(p, 0, true)
 }
 
-const arphrdSIT = 776
+const (
+	arphrdEther = 1
+	arphrdSIT   = 776
+)
 
 // macHeader is dump_mac_header, from its label "fallback" on.
 func (m *logBuf) macHeader(p *events.Packet) {

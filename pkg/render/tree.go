@@ -1,8 +1,10 @@
 package render
 
 import (
+	"bytes"
 	"fmt"
 	"io"
+	"net"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -218,6 +220,10 @@ func (t *tree) build() {
 		case events.StepNAT:
 			if s.NAT != nil {
 				t.nat(i)
+			}
+		case events.StepFlowtable:
+			if s.Flowtable != nil {
+				t.flowtable(s)
 			}
 		case events.StepBridge:
 			t.close()
@@ -463,13 +469,32 @@ func (t *tree) table(s *events.Step) {
 	}
 	if r.Unresolved != "" {
 		text := fmt.Sprintf("%s%s: rules unresolved: %s", tablePrefix(s), escape(r.Name), escape(r.Unresolved))
-		if s.Verdict != events.VerdictUnknown {
+		switch {
+		case r.EBT != nil && r.EBT.Hook == events.HookBrouting && r.EBT.Verdict == events.NFDrop:
+			text += " (the table returned DROP: route it)" // which lets it go on
+		case s.Verdict != events.VerdictUnknown:
 			text += fmt.Sprintf(" (the table returned %s)", verdictName(s.Verdict))
 		}
 		t.add(4, warning, text)
 	}
 	if r.After != nil {
 		t.setMark(4, r.After.Mark)
+		if s.PF == events.PFBridge {
+			t.sayMAC(r.Before, r.After)
+		}
+	}
+}
+
+// sayMAC says which Ethernet addresses a table has changed.
+func (t *tree) sayMAC(before, after *events.Packet) {
+	if before == nil || before.MACDevType != arphrdEther || len(before.MAC) < 12 || len(after.MAC) < 12 {
+		return
+	}
+	for i, word := range []string{"destination", "source"} {
+		a, b := net.HardwareAddr(before.MAC[6*i:6*i+6]), net.HardwareAddr(after.MAC[6*i:6*i+6])
+		if !bytes.Equal(a, b) {
+			t.add(4, rewrite, fmt.Sprintf("%s MAC %v → %v", word, a, b))
+		}
 	}
 }
 
@@ -640,18 +665,7 @@ func (t *tree) nat(i int) {
 	}
 
 	var b strings.Builder
-	b.WriteString("NAT")
-	said := false
-	if n.Source || n.Before.Src != n.After.Src {
-		fmt.Fprintf(&b, "  source %s → %s", endpoint(n.Before.Proto, n.Before.Src), endpoint(n.After.Proto, n.After.Src))
-		said = true
-	}
-	if !n.Source || n.Before.Dst != n.After.Dst {
-		if said {
-			b.WriteByte(',')
-		}
-		fmt.Fprintf(&b, "  destination %s → %s", endpoint(n.Before.Proto, n.Before.Dst), endpoint(n.After.Proto, n.After.Dst))
-	}
+	b.WriteString("NAT" + rewrites(n, n.Source, !n.Source))
 	if !t.open || !t.hasNAT {
 		if t.visit.entry != "" {
 			b.WriteString("  by the conntrack entry of " + t.visit.entry)
@@ -660,6 +674,28 @@ func (t *tree) nat(i int) {
 		}
 	}
 	t.add(indent, rewrite, b.String())
+}
+
+// rewrites says what NAT changed, and the source or the destination in any case if it is to.
+func rewrites(n *events.NAT, source, destination bool) string {
+	var said []string
+	if source || n.Before.Src != n.After.Src {
+		said = append(said, fmt.Sprintf("  source %s → %s", endpoint(n.Before.Proto, n.Before.Src), endpoint(n.After.Proto, n.After.Src)))
+	}
+	if destination || n.Before.Dst != n.After.Dst {
+		said = append(said, fmt.Sprintf("  destination %s → %s", endpoint(n.Before.Proto, n.Before.Dst), endpoint(n.After.Proto, n.After.Dst)))
+	}
+	return strings.Join(said, ",")
+}
+
+// flowtable says who sent the packet on, and what was left out.
+func (t *tree) flowtable(s *events.Step) {
+	t.enter(placeOf(s), nil)
+	f := s.Flowtable
+	t.add(4, warning, "flowtable "+escape(familyName(f.Family)+":"+f.Table+":"+f.Name)+"  sends it on, past routing and the rules of PREROUTING, FORWARD and POSTROUTING")
+	if s.NAT != nil {
+		t.add(4, rewrite, "NAT"+rewrites(s.NAT, false, false)+"  by the flowtable")
+	}
 }
 
 // endpoint is an address with what NAT takes for its port.
@@ -683,23 +719,35 @@ func endpoints(t events.Tuple) string {
 
 // isNAT tells whether only the first packet of a connection comes to the table.
 func isNAT(t *events.TableRun) bool {
-	if t.NFT != nil {
+	switch {
+	case t.NFT != nil:
 		return t.NFT.Type == "nat"
+	case t.EBT != nil:
+		return false
 	}
 	return t.Name == "nat"
 }
 
-// bothEngines tells whether a packet met tables of iptables-legacy and of iptables-nft, whose
-// names are alike.
+// bothEngines tells whether a packet met tables of iptables-legacy and of iptables-nft, or of
+// ebtables-legacy and ebtables-nft, whose names are alike.
 func bothEngines(j *events.Journey) bool {
-	legacy, nft := false, false
+	const legacy, nft = 1, 2
+	ip, bridge := 0, 0
 	for i := range j.Steps {
-		if t := j.Steps[i].Table; t != nil {
-			legacy = legacy || t.NFT == nil
-			nft = nft || t.NFT != nil && t.NFT.Compat
+		s := &j.Steps[i]
+		engines := &ip
+		if s.PF == events.PFBridge {
+			engines = &bridge
+		}
+		switch t := s.Table; {
+		case t == nil:
+		case t.NFT == nil:
+			*engines |= legacy
+		case t.NFT.Compat:
+			*engines |= nft
 		}
 	}
-	return legacy && nft
+	return ip == legacy|nft || bridge == legacy|nft
 }
 
 // engine says whose table it is, if that is wanted.
@@ -742,7 +790,7 @@ func by(j *events.Journey) string {
 		}
 		return what
 	case s.Table != nil:
-		what := "table " + tablePrefix(s) + escape(s.Table.Name) + " at " + hookName(s.PF, s.Hook)
+		what := "table " + tablePrefix(s) + escape(s.Table.Name) + " at " + tableHook(s)
 		if s.Table.Unresolved != "" {
 			return what + ", by which rule is unresolved: " + escape(s.Table.Unresolved)
 		}

@@ -47,6 +47,23 @@ func TestVerdictUnknown(t *testing.T) {
 	}
 }
 
+// What table broute returns is no verdict on the packet.
+func TestVerdictOfBroute(t *testing.T) {
+	for verdict, want := range map[int]string{events.NFDrop: "(the table returned DROP: route it)", events.NFAccept: "(the table returned ACCEPT)"} {
+		j := &events.Journey{First: events.Packet{VLAN: -1}, Steps: []events.Step{{
+			Place: &events.Place{PF: events.PFBridge}, Kind: events.StepTable, Verdict: events.NFAccept,
+			Table: &events.TableRun{Name: "broute", Before: &events.Packet{}, Unresolved: "torn", EBT: &events.EBTRun{Hook: events.HookBrouting, Verdict: verdict}},
+		}}, Outcome: events.Outcome{Kind: events.OutFreed, Step: -1, Rule: -1}}
+		var b bytes.Buffer
+		if err := Tree(&b, j, TreeOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		if got := b.String(); !strings.Contains(got, "eb:broute: rules unresolved: torn "+want+"\n") {
+			t.Errorf("want %q:\n%s", want, got)
+		}
+	}
+}
+
 // A hook without tables at which the packet was seen last.
 func TestHookUnknown(t *testing.T) {
 	j := &events.Journey{First: events.Packet{VLAN: -1}, Steps: []events.Step{

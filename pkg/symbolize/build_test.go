@@ -20,17 +20,18 @@ type chain struct {
 	rules  []rule
 }
 
-func putInfo(name string, info Info) []byte {
-	b := make([]byte, infoSize)
+func putInfo(family Family, name string, info Info) []byte {
+	b := make([]byte, infoSize(family))
 	copy(b, name)
 	put := func(i int, v uint32) { binary.NativeEndian.PutUint32(b[tableNameSize+4*i:], v) }
 	put(0, info.ValidHooks)
-	for h := range NumHooks {
+	n := len(family.hookNames())
+	for h := range n {
 		put(1+h, info.HookEntry[h])
-		put(6+h, info.Underflow[h])
+		put(1+n+h, info.Underflow[h])
 	}
-	put(11, info.NumEntries)
-	put(12, info.Size)
+	put(1+2*n, info.NumEntries)
+	put(2+2*n, info.Size)
 	return b
 }
 
@@ -107,7 +108,7 @@ func blob(t testing.TB, family Family, chains []chain) (Info, []byte) {
 	}
 	for _, c := range chains {
 		hook := -1
-		for h, n := range hookNames {
+		for h, n := range family.hookNames() {
 			if n == c.name {
 				hook = h
 			}

@@ -1,8 +1,8 @@
 // Package symbolize turns what the kernel's records say in numbers into what
-// people call it: which rules of an iptables table a run of that table
-// visited, in which order and under which names, what their texts are, which
-// table, chain and rule of nf_tables a handle names, and which network
-// namespace, interface and container a number stands for.
+// people call it: which rules of a legacy table (iptables, arptables, ebtables)
+// a run of that table visited, in which order and under which names, what their
+// texts are, which table, chain and rule of nf_tables a handle names, and which
+// network namespace, interface and container a number stands for.
 //
 // The package reads the kernel (getsockopt, rtnetlink, nf_tables' netlink,
 // /proc) and the engines' sockets, and runs iptables-save, its like and nft,

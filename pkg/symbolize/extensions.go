@@ -28,7 +28,12 @@ var targetEnd = map[string]targetEnds{
 	"SECMARK": endsNever, "SET": endsNever, "TEE": endsNever, "TRACE": endsNever,
 }
 
-func endsOf(e *Entry) targetEnds { return targetEnd[e.Target] }
+func endsOf(e *Entry) targetEnds {
+	if e.Target == arpMangle && mangleVerdict(e) != xtContinue {
+		return endsAlways
+	}
+	return targetEnd[e.Target]
+}
 
 // neverHotdrops lists the matches of the kernel that never set hotdrop.
 var neverHotdrops = map[string]bool{
@@ -53,6 +58,9 @@ var hotdropsAndFails = map[string]bool{
 
 // canHotdrop reports that looking at e's conditions can end the run.
 func canHotdrop(f Family, e *Entry) bool {
+	if f == ARP {
+		return false // arp_tables.c looks at no matches
+	}
 	if f == IPv6 && e.Header.Flags&ip6FlagProto != 0 {
 		return true // ip6_tables.c:ip6_packet_match: extension headers cut short
 	}

@@ -26,18 +26,22 @@ func TestCapture(t *testing.T) {
 		{"docker.v4", IPv4, "iptables-legacy"},
 		{"goto.v4", IPv4, "iptables-legacy"},
 		{"six.v6", IPv6, "ip6tables-legacy"},
+		{"arp.arp", ARP, "sh"},
 	} {
 		rules, err := os.ReadFile(filepath.Join("testdata/rules", set.file))
 		if err != nil {
 			t.Fatal(err)
 		}
 		restore := exec.Command(set.prog + "-restore")
+		if set.family == ARP {
+			restore = exec.Command(set.prog, "-e")
+		}
 		restore.Stdin = bytes.NewReader(rules)
 		if out, err := restore.CombinedOutput(); err != nil {
 			t.Fatalf("%s: %v: %s", set.file, err, out)
 		}
 		for _, line := range strings.Split(string(rules), "\n") {
-			table, ok := strings.CutPrefix(line, "*")
+			table, ok := strings.CutPrefix(strings.TrimPrefix(line, "# "), "*")
 			if !ok {
 				continue
 			}
@@ -48,12 +52,16 @@ func TestCapture(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			text, err := exec.Command(set.prog+"-save", "-t", table).Output()
+			save := exec.Command(set.prog+"-save", "-t", table)
+			if set.family == ARP {
+				save = exec.Command("arptables-legacy", "-t", table, "-L", "-n")
+			}
+			text, err := save.Output()
 			if err != nil {
 				t.Fatal(err)
 			}
 			name := filepath.Join("testdata", set.file+"."+table)
-			if err := os.WriteFile(name+".bin", append(putInfo(table, info), blob...), 0o644); err != nil {
+			if err := os.WriteFile(name+".bin", append(putInfo(set.family, table, info), blob...), 0o644); err != nil {
 				t.Fatal(err)
 			}
 			// The save file names the time; the fixture does not.
@@ -98,10 +106,13 @@ func fixtureBytes(t testing.TB, name string) (Family, Info, string, []byte) {
 		t.Fatal(err)
 	}
 	family := IPv4
-	if strings.Contains(name, ".v6.") {
+	switch {
+	case strings.Contains(name, ".v6."):
 		family = IPv6
+	case strings.Contains(name, ".arp."):
+		family = ARP
 	}
-	return family, parseInfo(b), name[strings.LastIndexByte(name, '.')+1:], b[infoSize:]
+	return family, parseInfo(family, b), name[strings.LastIndexByte(name, '.')+1:], b[infoSize(family):]
 }
 
 func fixtureNames(t testing.TB) []string {

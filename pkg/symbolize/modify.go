@@ -61,6 +61,10 @@ func (t *Table) Apply(i int, mark uint32, data []byte) (newMark uint32, newData 
 		v, mask := d.u32(0), d.u32(4)
 		return mark&^mask ^ v, data, e.Revision == 2 && !d.bad
 	}
+	if t.Family == ARP {
+		data, ok = mangleARP(e, data)
+		return mark, data, ok
+	}
 	p := packet{v6: t.Family == IPv6, b: bytes.Clone(data)}
 	if !p.whole() || !p.run(e) {
 		return mark, data, false

@@ -21,6 +21,9 @@ func (t *Table) RuleText(i int) string {
 	if !e.isRule() {
 		return ""
 	}
+	if t.Family == ARP {
+		return t.arpRuleText(e)
+	}
 	var w []string
 	h := &e.Header
 	not := func(bit uint8) string {

@@ -67,6 +67,9 @@ type Namespace struct {
 	sys *System
 }
 
+// Own tells whether nftrace runs in it.
+func (n *Namespace) Own() bool { return n.Inode == n.sys.own }
+
 // ErrNoNamespace is returned where no process and no file leads to a namespace.
 var ErrNoNamespace = errors.New("no such network namespace")
 
@@ -134,6 +137,11 @@ func (s *System) NamespaceByInode(inum uint32) (*Namespace, error) {
 		return nil, fmt.Errorf("%w: net:[%d]", ErrNoNamespace, inum)
 	}
 	return s.namespace(inum, found), nil
+}
+
+// OwnNamespace is the namespace that nftrace runs in.
+func (s *System) OwnNamespace() *Namespace {
+	return s.namespace(s.own, filepath.Join(s.Proc, "self/ns/net"))
 }
 
 // Namespaces lists every network namespace that a process or a file leads to.
@@ -282,7 +290,7 @@ func (n *Namespace) Do(f func() error) error {
 // unlocks it, unless the thread could not switch back: it then ends with the
 // goroutine.
 func (n *Namespace) doHere(f func() error) error {
-	if n.Inode == n.sys.own {
+	if n.Own() {
 		defer runtime.UnlockOSThread()
 		return f()
 	}

@@ -20,12 +20,7 @@ type NFTRuleset struct {
 	Tables []*NFTTable // in the kernel's order, as are their chains and rules
 
 	tables map[uint64]*NFTTable
-	chains map[nftHandles]*NFTChain
-	rules  map[nftHandles]*NFTRule
 }
-
-// nftHandles names a chain or a rule: handles count per table.
-type nftHandles struct{ table, object uint64 }
 
 // NFTTable is a table of nf_tables.
 type NFTTable struct {
@@ -40,6 +35,12 @@ type NFTTable struct {
 	// who puts a native rule into a table of iptables' knows it by iptables' names.
 	Compat bool
 	Chains []*NFTChain
+
+	// By handle; handles count per table.
+	chains map[uint64]*NFTChain
+	rules  map[uint64]*NFTRule
+
+	printed bool // all rules have the texts that a program printed
 }
 
 // NFTChain is a chain of nf_tables.
@@ -76,11 +77,11 @@ type NFTRule struct {
 	verdict int32  // of the last plain verdict: NF_* or NFT_*; NFT_CONTINUE without
 	dest    string // of a jump or goto: the chain's name
 	native  string // what nftrace itself makes of the expressions
-	// ebtPolicy marks the rule that ebtables-nft keeps at the end of a user-defined
+	// ChainPolicy marks the rule that ebtables-nft keeps at the end of a user-defined
 	// chain for its policy, and lists as no rule.
-	ebtPolicy bool
-	foreign   bool     // not by iptables-nft
-	modules   []string // what iptables-nft-save loads to print it
+	ChainPolicy bool
+	foreign     bool     // not by iptables-nft
+	modules     []string // what iptables-nft-save loads to print it
 }
 
 // Attributes and flags of include/uapi/linux/netfilter/nf_tables.h that
@@ -152,11 +153,21 @@ func (t *NFTTable) compat() bool {
 func (r *NFTRuleset) Table(handle uint64) *NFTTable { return r.tables[handle] }
 
 // Chain finds a chain by its table's handle and its own; nil for none.
-func (r *NFTRuleset) Chain(table, chain uint64) *NFTChain { return r.chains[nftHandles{table, chain}] }
+func (r *NFTRuleset) Chain(table, chain uint64) *NFTChain {
+	if t := r.tables[table]; t != nil {
+		return t.chains[chain]
+	}
+	return nil
+}
 
 // Rule finds a rule by its table's handle and its own; nil for none. No other
 // rule of the table ever had or will have the handle.
-func (r *NFTRuleset) Rule(table, rule uint64) *NFTRule { return r.rules[nftHandles{table, rule}] }
+func (r *NFTRuleset) Rule(table, rule uint64) *NFTRule {
+	if t := r.tables[table]; t != nil {
+		return t.rules[rule]
+	}
+	return nil
+}
 
 // nftKernel asks nf_tables and returns the answer: netlink.Conn.Execute.
 type nftKernel func(netlink.Message) ([]netlink.Message, error)
@@ -174,8 +185,10 @@ func ReadNFT(ns *Namespace, idle func() (bool, error)) (*NFTRuleset, error) {
 	}
 	var r *NFTRuleset
 	err := ns.netlink(unix.NETLINK_NETFILTER, func(c *netlink.Conn) error {
-		var err error
-		r, err = readNFT(c.Execute, idle)
+		m, gen, err := readNFT(c.Execute, idle)
+		if err == nil {
+			r, err = m.ruleset(gen)
+		}
 		return err
 	})
 	if err != nil {
@@ -232,42 +245,43 @@ const nftReads = 8
 // included.
 const nftWaits = 1000
 
-func readNFT(ask nftKernel, idle func() (bool, error)) (*NFTRuleset, error) {
+// readNFT returns what a namespace holds, and the generation that it is.
+func readNFT(ask nftKernel, idle func() (bool, error)) (*nftModel, uint32, error) {
 	for tries := 0; tries < nftReads; tries++ {
 		gen, err := nftGen(ask)
 		if err != nil {
-			return nil, err
+			return nil, 0, err
 		}
 		for waits := 0; idle != nil; waits++ {
 			ok, err := idle()
 			if err != nil {
-				return nil, err
+				return nil, 0, err
 			}
 			if ok {
 				break
 			}
 			if waits == nftWaits {
-				return nil, errNFTChanged
+				return nil, 0, errNFTChanged
 			}
 			time.Sleep(time.Millisecond)
 			if gen, err = nftGen(ask); err != nil {
-				return nil, err
+				return nil, 0, err
 			}
 		}
-		r, err := dumpNFT(ask, gen)
+		m, err := dumpNFT(ask)
 		if errors.Is(err, errNFTChanged) {
 			continue
 		}
 		after, afterErr := nftGen(ask)
 		if afterErr != nil {
-			return nil, afterErr
+			return nil, 0, afterErr
 		}
 		// What was read across a change may not fit together; that is no error.
 		if after == gen {
-			return r, err
+			return m, gen, err
 		}
 	}
-	return nil, errNFTChanged
+	return nil, 0, errNFTChanged
 }
 
 func nftRequest(msg uint16, flags netlink.HeaderFlags) netlink.Message {
@@ -291,18 +305,20 @@ func nftGen(ask nftKernel) (uint32, error) {
 		return 0, fmt.Errorf("generation: %w", err)
 	}
 	for _, m := range msgs {
-		if m.Header.Type != nftType(unix.NFT_MSG_NEWGEN) {
-			continue
+		if m.Header.Type == nftType(unix.NFT_MSG_NEWGEN) {
+			return parseNFTGen(m.Data)
 		}
-		var gen uint32
-		err := nftAttrs(m.Data, func(ad *netlink.AttributeDecoder) {
-			if ad.Type() == unix.NFTA_GEN_ID {
-				gen = ad.Uint32()
-			}
-		})
-		return gen, err
 	}
 	return 0, errors.New("generation: no answer")
+}
+
+func parseNFTGen(b []byte) (gen uint32, err error) {
+	err = nftAttrs(b, func(ad *netlink.AttributeDecoder) {
+		if ad.Type() == unix.NFTA_GEN_ID {
+			gen = ad.Uint32()
+		}
+	})
+	return gen, err
 }
 
 // nftAttrs calls f with each attribute of a message of nf_tables.
@@ -337,83 +353,49 @@ func nested(ad *netlink.AttributeDecoder, f func(ad *netlink.AttributeDecoder)) 
 // NewNFTRuleset makes a ruleset of tables. What their chains and rules say of where they stand
 // (Table, Chain and Num) is set from the tables.
 func NewNFTRuleset(gen uint32, tables []*NFTTable) *NFTRuleset {
-	r := &NFTRuleset{
-		Gen: gen, Tables: tables, tables: map[uint64]*NFTTable{},
-		chains: map[nftHandles]*NFTChain{}, rules: map[nftHandles]*NFTRule{},
+	for _, t := range tables {
+		t.index()
 	}
+	return newNFTRuleset(gen, tables)
+}
+
+func newNFTRuleset(gen uint32, tables []*NFTTable) *NFTRuleset {
+	r := &NFTRuleset{Gen: gen, Tables: tables, tables: map[uint64]*NFTTable{}}
 	for _, t := range tables {
 		r.tables[t.Handle] = t
-		for _, c := range t.Chains {
-			c.Table = t
-			r.chains[nftHandles{t.Handle, c.Handle}] = c
-			for i, rule := range c.Rules {
-				rule.Chain, rule.Num = c, i+1
-				r.rules[nftHandles{t.Handle, rule.Handle}] = rule
-			}
-		}
 	}
 	return r
 }
 
-// dumpNFT reads a ruleset that holds still.
-func dumpNFT(ask nftKernel, gen uint32) (*NFTRuleset, error) {
-	var tables []*NFTTable
-	// Messages name tables and chains by their names.
-	type names struct {
-		family       uint8
-		table, chain string
-	}
-	byName := map[names]*NFTTable{}
-	chains := map[names]*NFTChain{}
-
-	err := nftDump(ask, unix.NFT_MSG_GETTABLE, unix.NFT_MSG_NEWTABLE, func(b []byte) error {
-		t, err := parseNFTTable(b)
-		if err != nil {
-			return err
-		}
-		tables = append(tables, t)
-		byName[names{t.Family, t.Name, ""}] = t
-		return nil
-	})
-	if err != nil {
-		return nil, err
-	}
-	err = nftDump(ask, unix.NFT_MSG_GETCHAIN, unix.NFT_MSG_NEWCHAIN, func(b []byte) error {
-		table, c, err := parseNFTChain(b)
-		if err != nil {
-			return err
-		}
-		t := byName[names{b[0], table, ""}]
-		if t == nil {
-			return fmt.Errorf("chain %q is in no table", c.Name)
-		}
+// index sets what chains and rules say of where they stand, and makes them be found.
+func (t *NFTTable) index() {
+	t.chains, t.rules = map[uint64]*NFTChain{}, map[uint64]*NFTRule{}
+	for _, c := range t.Chains {
 		c.Table = t
-		t.Chains = append(t.Chains, c)
-		chains[names{t.Family, t.Name, c.Name}] = c
-		return nil
-	})
-	if err != nil {
-		return nil, err
-	}
-	for _, t := range tables {
-		t.Compat = t.compat()
-	}
-	err = nftDump(ask, unix.NFT_MSG_GETRULE, unix.NFT_MSG_NEWRULE, func(b []byte) error {
-		m, err := parseNFTRule(b)
-		if err != nil {
-			return err
+		t.chains[c.Handle] = c
+		for i, rule := range c.Rules {
+			rule.Chain, rule.Num = c, i+1
+			t.rules[rule.Handle] = rule
 		}
-		c := chains[names{b[0], m.table, m.chain}]
-		if c == nil {
-			return fmt.Errorf("rule %d is in no chain", m.handle)
-		}
-		c.Rules = append(c.Rules, m.rule(c.Table))
-		return nil
-	})
-	if err != nil {
-		return nil, err
 	}
-	return NewNFTRuleset(gen, tables), nil
+}
+
+// dumpNFT reads what a namespace holds while that holds still.
+func dumpNFT(ask nftKernel) (*nftModel, error) {
+	m := &nftModel{}
+	for _, d := range []struct {
+		get, answer uint16
+		f           func([]byte) error
+	}{
+		{unix.NFT_MSG_GETTABLE, unix.NFT_MSG_NEWTABLE, m.newTable},
+		{unix.NFT_MSG_GETCHAIN, unix.NFT_MSG_NEWCHAIN, m.newChain},
+		{unix.NFT_MSG_GETRULE, unix.NFT_MSG_NEWRULE, m.listRule},
+	} {
+		if err := nftDump(ask, d.get, d.answer, d.f); err != nil {
+			return nil, err
+		}
+	}
+	return m, nil
 }
 
 // nftDump calls f with every message of a dump. It wraps errNFTChanged where

@@ -46,8 +46,8 @@ func TestNFTLive(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if len(r.Tables) != tt.tables || len(r.rules) != tt.rules {
-			t.Errorf("%d tables, %d rules", len(r.Tables), len(r.rules))
+		if len(r.Tables) != tt.tables || len(rulesOf(r)) != tt.rules {
+			t.Errorf("%d tables, %d rules", len(r.Tables), len(rulesOf(r)))
 		}
 		if native := r.ReadTexts(ns); native != "" {
 			t.Error(native)
@@ -85,19 +85,26 @@ func TestNFTLive(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
+		old, err := ReadNFT(ns, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
 		nft("add table inet more")
 		nft("delete table inet more")
 
-		// r is of a ruleset that is no more.
-		if native := r.ReadTexts(ns); native == "" {
+		// old is of a ruleset that is no more; r has its texts.
+		if native := old.ReadTexts(ns); native == "" {
 			t.Error("texts of a ruleset that has changed")
+		}
+		if native := r.ReadTexts(ns); native != "" {
+			t.Error(native)
 		}
 		again, err := ReadNFT(ns, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if again.Gen <= r.Gen || len(again.rules) != tt.rules {
-			t.Errorf("generation %d after %d, %d rules: %v", again.Gen, r.Gen, len(again.rules), err)
+		if again.Gen <= r.Gen || len(rulesOf(again)) != tt.rules {
+			t.Errorf("generation %d after %d, %d rules: %v", again.Gen, r.Gen, len(rulesOf(again)), err)
 		}
 	}
 	if after := modules(); !slices.Equal(before, after) {

@@ -55,7 +55,7 @@ func TestCaptureNFT(t *testing.T) {
 		var r *NFTRuleset
 		var raw []byte
 		err := ns.netlink(unix.NETLINK_NETFILTER, func(c *netlink.Conn) error {
-			r, err = readNFT(func(m netlink.Message) ([]netlink.Message, error) {
+			r, err = rulesetNFT(func(m netlink.Message) ([]netlink.Message, error) {
 				msgs, err := c.Execute(m)
 				for _, m := range msgs {
 					m.Header.PID, m.Header.Sequence = 0, 0
@@ -151,7 +151,7 @@ func nftPrograms(t testing.TB, set string) (func(*NFTTable) ([]byte, error), fun
 
 func readFixture(t testing.TB, set string) *NFTRuleset {
 	t.Helper()
-	r, err := readNFT(nftFixture(t, set), nil)
+	r, err := rulesetNFT(nftFixture(t, set), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -328,8 +328,8 @@ func TestReadTexts(t *testing.T) {
 		for rule, s := range texts {
 			rule.Text = s
 		}
-		if len(texts) != len(r.rules) {
-			t.Errorf("%s: %d texts for %d rules", set, len(texts), len(r.rules))
+		if len(texts) != len(rulesOf(r)) {
+			t.Errorf("%s: %d texts for %d rules", set, len(texts), len(rulesOf(r)))
 		}
 		compareNFT(t, r, save, nftFile(t, set+".list"))
 
@@ -343,8 +343,8 @@ func TestReadTexts(t *testing.T) {
 			rule.Chain.Table.Compat = false
 			rule.Text = texts[rule]
 		}
-		if len(texts) != len(r.rules) {
-			t.Errorf("%s: %d texts for %d rules", set, len(texts), len(r.rules))
+		if len(texts) != len(rulesOf(r)) {
+			t.Errorf("%s: %d texts for %d rules", set, len(texts), len(rulesOf(r)))
 		}
 		compareNFT(t, r, nil, nftFile(t, set+".list"))
 	}
@@ -396,7 +396,7 @@ func compareNFT(t *testing.T, r *NFTRuleset, save func(*NFTTable) ([]byte, error
 		}
 		for _, c := range tab.Chains {
 			for _, rule := range c.Rules {
-				if !rule.ebtPolicy {
+				if !rule.ChainPolicy {
 					got[c.Name] = append(got[c.Name], strings.TrimSuffix("-A "+c.Name+" "+rule.Text, " "))
 				}
 			}
@@ -545,7 +545,7 @@ func TestNFTChanges(t *testing.T) {
 			}
 			return msgs, err
 		}
-		r, err := readNFT(kernel, nil)
+		r, err := rulesetNFT(kernel, nil)
 		switch {
 		case tt.want == 0:
 			if !errors.Is(err, errNFTChanged) {
@@ -582,7 +582,7 @@ func TestNFTChanges(t *testing.T) {
 		}
 	}
 
-	r, err := readNFT(func(netlink.Message) ([]netlink.Message, error) { return nil, unix.EPERM }, nil)
+	r, err := rulesetNFT(func(netlink.Message) ([]netlink.Message, error) { return nil, unix.EPERM }, nil)
 	if r != nil || !errors.Is(err, unix.EPERM) {
 		t.Errorf("%v, %v", r, err)
 	}
@@ -760,7 +760,7 @@ func TestNFTForeign(t *testing.T) {
 	}
 
 	r := readFixture(t, "compat")
-	for _, rule := range r.rules {
+	for _, rule := range rulesOf(r) {
 		if rule.foreign {
 			t.Errorf("%s:%d is foreign", rule.Chain.Name, rule.Num)
 		}
@@ -804,4 +804,23 @@ func TestNFTForeign(t *testing.T) {
 	if _, err := nftSave(s, findNFT(t, r, "ip filter INPUT 3").Chain.Table); err == nil || !strings.Contains(err.Error(), "would load") {
 		t.Errorf("the save program ran: %v", err)
 	}
+}
+
+// rulesOf are the rules of all tables, in their order.
+func rulesOf(r *NFTRuleset) []*NFTRule {
+	var rules []*NFTRule
+	for _, t := range r.Tables {
+		for _, c := range t.Chains {
+			rules = append(rules, c.Rules...)
+		}
+	}
+	return rules
+}
+
+func rulesetNFT(ask nftKernel, idle func() (bool, error)) (*NFTRuleset, error) {
+	m, gen, err := readNFT(ask, idle)
+	if err != nil {
+		return nil, err
+	}
+	return m.ruleset(gen)
 }

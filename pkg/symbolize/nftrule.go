@@ -12,6 +12,7 @@ import (
 type nftRuleMsg struct {
 	table, chain string
 	handle       uint64
+	after        uint64 // the handle of the rule before it; 0: it is the first or the last, or nobody tells
 	ebtPolicy    bool
 	exprs        []nftExpr
 }
@@ -42,6 +43,8 @@ func parseNFTRule(b []byte) (*nftRuleMsg, error) {
 			m.chain = ad.String()
 		case unix.NFTA_RULE_HANDLE:
 			m.handle = ad.Uint64()
+		case unix.NFTA_RULE_POSITION:
+			m.after = ad.Uint64()
 		case unix.NFTA_RULE_EXPRESSIONS:
 			nested(ad, func(ad *netlink.AttributeDecoder) {
 				if ad.Type() == unix.NFTA_LIST_ELEM {
@@ -236,7 +239,7 @@ func (m *nftRuleMsg) rule(t *NFTTable) *NFTRule {
 			r.Unconditional = false
 		}
 	}
-	r.ebtPolicy = m.ebtPolicy && t.Compat
+	r.ChainPolicy = m.ebtPolicy && t.Compat
 	r.native = m.text(t)
 	r.foreign = m.foreign(t.Family)
 	for i := range m.exprs {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/mdlayher/netlink"
@@ -19,11 +20,12 @@ import (
 // since the save program prints such rules wrong, and those for which the
 // program would load kernel modules or does not do. Where nft does not do either,
 // where the output does not fit the ruleset rule by rule, or where the ruleset
-// has changed, the text is rendered here, and native says why.
+// has changed, the text is rendered here, and native says why. A table that two rulesets share keeps
+// the texts that it has.
 func (r *NFTRuleset) ReadTexts(ns *Namespace) (native string) {
 	texts := map[*NFTRule]string{}
 	var err error
-	if len(r.rules) > 0 {
+	if slices.ContainsFunc(r.Tables, (*NFTTable).wantsTexts) {
 		err = ns.netlink(unix.NETLINK_NETFILTER, func(c *netlink.Conn) error {
 			return r.readTexts(c.Execute, texts, func(t *NFTTable) ([]byte, error) {
 				return nftSave(ns.sys, t)
@@ -31,15 +33,19 @@ func (r *NFTRuleset) ReadTexts(ns *Namespace) (native string) {
 		})
 	}
 	for _, t := range r.Tables {
+		all := true
 		for _, c := range t.Chains {
 			for _, rule := range c.Rules {
-				if s, ok := texts[rule]; ok {
+				s, ok := texts[rule]
+				all = all && ok
+				if ok {
 					rule.Text = s
-				} else {
+				} else if rule.Text == "" {
 					rule.Text = rule.native
 				}
 			}
 		}
+		t.printed = t.printed || all
 	}
 	if err != nil {
 		return err.Error()
@@ -64,7 +70,7 @@ func (r *NFTRuleset) readTexts(ask nftKernel, texts map[*NFTRule]string,
 	}
 	var left []*NFTTable
 	for _, t := range r.Tables {
-		if !t.hasRules() {
+		if !t.wantsTexts() {
 			continue
 		}
 		if t.Compat && !t.foreign() {
@@ -103,10 +109,11 @@ func (r *NFTRuleset) readTexts(ask nftKernel, texts map[*NFTRule]string,
 	return err
 }
 
-func (t *NFTTable) hasRules() bool {
+// wantsTexts reports that the table has rules, and not the texts of all of them.
+func (t *NFTTable) wantsTexts() bool {
 	for _, c := range t.Chains {
 		if len(c.Rules) > 0 {
-			return true
+			return !t.printed
 		}
 	}
 	return false
@@ -201,7 +208,7 @@ func (t *NFTTable) mapSave(save []byte) (map[*NFTRule]string, error) {
 	texts := map[*NFTRule]string{}
 	for _, c := range t.Chains {
 		for _, r := range c.Rules {
-			if r.ebtPolicy {
+			if r.ChainPolicy {
 				texts[r] = r.native
 				continue
 			}

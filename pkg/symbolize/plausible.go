@@ -2,9 +2,12 @@ package symbolize
 
 import "net/netip"
 
-// PacketInfo is what a rule's own conditions (ipt_ip, ip6t_ip6) look at.
+// PacketInfo is what a rule's own conditions (ipt_ip, ip6t_ip6, arpt_arp) look at.
 type PacketInfo struct {
 	Src, Dst netip.Addr // of the table's family
+	// ARP is an ARP packet of a device with addresses of 6 bytes (Ethernet); Src, Dst,
+	// Proto and Frag are not looked at in tables of that family.
+	ARP *[ARPLen]byte
 	// Proto is the IPv4 header's protocol; for IPv6 the protocol behind the
 	// extension headers (what ipv6_find_hdr finds), and -1 where it is unknown.
 	Proto int
@@ -20,6 +23,9 @@ type PacketInfo struct {
 // net/ipv6/netfilter/ip6_tables.c:ip6_packet_match.
 func (t *Table) Plausible(i int, p PacketInfo) bool {
 	h := &t.Entries[i].Header
+	if t.Family == ARP {
+		return h.arpPlausible(&p)
+	}
 	inverted := func(bit uint8) bool { return h.InvFlags&bit != 0 }
 	if sameMasked(p.Src, h.Src, h.SrcMask) == inverted(invSrc) ||
 		sameMasked(p.Dst, h.Dst, h.DstMask) == inverted(invDst) ||
@@ -48,7 +54,11 @@ func (t *Table) Plausible(i int, p PacketInfo) bool {
 // devices: only then does what Plausible says depend on it.
 func (t *Table) LooksAtPacket(i int) bool {
 	h := &t.Entries[i].Header
-	if t.Family == IPv6 {
+	if t.Family == ARP {
+		if a := h.arp; a.inv&^(arpInvIn|arpInvOut) != 0 || !a.matchesAny() {
+			return true
+		}
+	} else if t.Family == IPv6 {
 		if h.Flags&ip6FlagProto != 0 {
 			return true
 		}

@@ -14,9 +14,8 @@ import (
 
 const (
 	soGetInfo    = 64 // IPT_SO_GET_INFO, IP6T_SO_GET_INFO
-	soGetEntries = 65 // IPT_SO_GET_ENTRIES, IP6T_SO_GET_ENTRIES
+	soGetInfoARP = 96 // ARPT_SO_GET_INFO; behind each comes its …_SO_GET_ENTRIES
 
-	infoSize      = 84 // struct ipt_getinfo
 	entriesHeader = 40 // struct ipt_get_entries up to entrytable
 	tableNameSize = 32 // XT_TABLE_MAXNAMELEN
 
@@ -37,11 +36,7 @@ func TableNames(family Family) ([]string, error) {
 }
 
 func tableNames(procNet string, family Family) ([]string, error) {
-	file := procNet + "/ip_tables_names"
-	if family == IPv6 {
-		file = procNet + "/ip6_tables_names"
-	}
-	b, err := os.ReadFile(file)
+	b, err := os.ReadFile(procNet + "/" + family.String() + "_tables_names")
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, nil // the module is not loaded
 	}
@@ -81,8 +76,11 @@ func readBlob(family Family, name string) (Info, []byte, error) {
 		return fail(ErrNoTable)
 	}
 
-	af, level := unix.AF_INET, unix.SOL_IP
-	if family == IPv6 {
+	af, level, opt := unix.AF_INET, unix.SOL_IP, soGetInfo
+	switch family {
+	case ARP:
+		opt = soGetInfoARP
+	case IPv6:
 		af, level = unix.AF_INET6, unix.SOL_IPV6
 	}
 	fd, err := unix.Socket(af, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW)
@@ -93,22 +91,22 @@ func readBlob(family Family, name string) (Info, []byte, error) {
 
 	// The table may change between the two calls; EAGAIN says so.
 	for range 100 {
-		buf := make([]byte, infoSize)
+		buf := make([]byte, infoSize(family))
 		copy(buf, name)
-		if err := getsockopt(fd, level, soGetInfo, buf); err != nil {
+		if err := getsockopt(fd, level, opt, buf); err != nil {
 			if errors.Is(err, unix.ENOENT) {
 				err = ErrNoTable
 			}
 			return fail(err)
 		}
-		info := parseInfo(buf)
+		info := parseInfo(family, buf)
 		if info.Size > maxTable {
 			return fail(fmt.Errorf("%d bytes long", info.Size))
 		}
 		buf = make([]byte, entriesHeader+int(info.Size))
 		copy(buf, name)
 		binary.NativeEndian.PutUint32(buf[tableNameSize:], info.Size)
-		err := getsockopt(fd, level, soGetEntries, buf)
+		err := getsockopt(fd, level, opt+1, buf)
 		if errors.Is(err, unix.EAGAIN) {
 			continue
 		}
@@ -120,12 +118,16 @@ func readBlob(family Family, name string) (Info, []byte, error) {
 	return fail(errors.New("it changed whenever it was read"))
 }
 
-// parseInfo reads a struct ipt_getinfo, which has infoSize bytes.
-func parseInfo(b []byte) Info {
+// infoSize is the size of struct ipt_getinfo (ip6t_getinfo, arpt_getinfo).
+func infoSize(family Family) int { return tableNameSize + 4*(3+2*len(family.hookNames())) }
+
+// parseInfo reads such a struct, which has infoSize bytes.
+func parseInfo(family Family, b []byte) Info {
 	u := func(i int) uint32 { return binary.NativeEndian.Uint32(b[tableNameSize+4*i:]) }
-	info := Info{ValidHooks: u(0), NumEntries: u(11), Size: u(12)}
-	for h := range NumHooks {
-		info.HookEntry[h], info.Underflow[h] = u(1+h), u(6+h)
+	n := len(family.hookNames())
+	info := Info{ValidHooks: u(0), NumEntries: u(1 + 2*n), Size: u(2 + 2*n)}
+	for h := range n {
+		info.HookEntry[h], info.Underflow[h] = u(1+h), u(1+n+h)
 	}
 	return info
 }
@@ -142,4 +144,72 @@ func getsockopt(fd, level, opt int, buf []byte) error {
 		return fmt.Errorf("the kernel gave %d of %d bytes", size, len(buf))
 	}
 	return nil
+}
+
+const (
+	soGetEBTInfo    = 128 // EBT_SO_GET_INFO
+	soGetEBTEntries = 129 // EBT_SO_GET_ENTRIES
+
+	// struct ebt_replace, of 64-bit machines
+	ebtReplaceSize = 120
+	ebtReplaceInfo = 32 // valid_hooks, nentries, entries_size
+	ebtReplaceAt   = 112
+)
+
+// ReadEBT reads a table of ebtables in a namespace. The table must be known to be there: the
+// kernel would make one, or load its module, for whoever asks. Where its module is not loaded it
+// wraps ErrNoTable.
+func ReadEBT(ns *Namespace, name string) (*EBTTable, error) {
+	var t *EBTTable
+	err := ns.Do(func() error {
+		var err error
+		t, err = readEBT(name)
+		return err
+	})
+	return t, err
+}
+
+func readEBT(name string) (*EBTTable, error) {
+	fail := func(err error) (*EBTTable, error) { return nil, fmt.Errorf("ebtables table %q: %w", name, err) }
+	if len(name) >= ebtNameSize || strings.ContainsAny(name, "/.") {
+		return fail(ErrNoTable)
+	}
+	if _, err := os.Stat("/sys/module/ebtable_" + name); err != nil {
+		return fail(ErrNoTable)
+	}
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW)
+	if err != nil {
+		return fail(fmt.Errorf("raw socket: %w", err))
+	}
+	defer unix.Close(fd)
+	// The table may change between the two calls; EINVAL says so.
+	for range 100 {
+		ask := make([]byte, ebtReplaceSize)
+		copy(ask, name)
+		if err := getsockopt(fd, unix.SOL_IP, soGetEBTInfo, ask); err != nil {
+			return fail(err)
+		}
+		u := func(i int) uint32 { return binary.NativeEndian.Uint32(ask[ebtReplaceInfo+4*i:]) }
+		info := ebtInfo{u(0), u(1), u(2)}
+		if info.size == 0 || info.size > maxTable {
+			return fail(fmt.Errorf("%d bytes long", info.size))
+		}
+		blob := make([]byte, info.size)
+		var pin runtime.Pinner
+		pin.Pin(&blob[0])
+		binary.NativeEndian.PutUint64(ask[ebtReplaceAt:], uint64(uintptr(unsafe.Pointer(&blob[0]))))
+		// The kernel wants the sizes of both, and writes to the second only.
+		size := uint32(ebtReplaceSize) + info.size
+		_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(fd), unix.SOL_IP, soGetEBTEntries,
+			uintptr(unsafe.Pointer(&ask[0])), uintptr(unsafe.Pointer(&size)), 0)
+		pin.Unpin()
+		switch errno {
+		case 0:
+			return parseEBT(name, info, blob)
+		case unix.EINVAL:
+			continue
+		}
+		return fail(errno)
+	}
+	return fail(errors.New("it changed whenever it was read"))
 }

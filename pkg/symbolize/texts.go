@@ -40,7 +40,7 @@ func (t *Table) mapTexts(save []byte) ([]string, error) {
 			rules[e.Chain] = append(rules[e.Chain], i)
 		}
 	}
-	chains, lines, err := parseSave(save, t.Name, true)
+	chains, lines, err := t.parseTexts(save)
 	if err != nil {
 		return fail("%v", err)
 	}
@@ -74,6 +74,38 @@ type saveLine struct {
 	chain string
 	text  string   // without "-A CHAIN "
 	words []string // of text
+}
+
+// parseTexts reads what saveTexts gave.
+func (t *Table) parseTexts(save []byte) (chains []string, rules []saveLine, err error) {
+	if t.Family == ARP {
+		return parseARPList(save)
+	}
+	return parseSave(save, t.Name, true)
+}
+
+// parseARPList reads what arptables-legacy -L -n printed.
+func parseARPList(list []byte) (chains []string, rules []saveLine, err error) {
+	for line := range strings.Lines(string(list)) {
+		line = strings.TrimSuffix(line, "\n")
+		if line == "" {
+			continue
+		}
+		// No rule begins so: all begin with an option or with "!".
+		if name, ok := strings.CutPrefix(line, "Chain "); ok {
+			name, _, ok = strings.Cut(name, " (")
+			if !ok {
+				return nil, nil, fmt.Errorf("line %q", line)
+			}
+			chains = append(chains, name)
+			continue
+		}
+		if len(chains) == 0 {
+			return nil, nil, fmt.Errorf("line %q", line)
+		}
+		rules = append(rules, saveLine{chains[len(chains)-1], oneLine(strings.TrimRight(line, " ")), strings.Fields(line)})
+	}
+	return chains, rules, nil
 }
 
 // parseSave reads what a save program printed of one table: the chains that it
@@ -172,22 +204,23 @@ func (t *Table) targetFits(i int, words []string) bool {
 var sbin = []string{"/usr/sbin", "/sbin", "/usr/local/sbin"}
 
 // saveProgram finds the save program for legacy tables: "iptables-legacy-save",
-// or "iptables-save" where that is the legacy one.
+// or "iptables-save" where that is the legacy one. Of ARP it is arptables itself:
+// arptables-legacy-save is a script that prints what "arptables", whichever that is, lists.
 func saveProgram(ctx context.Context, family Family) (string, error) {
-	prefix := "iptables"
-	if family == IPv6 {
-		prefix = "ip6tables"
+	prefix, suffix := family.String()+"tables", "-save"
+	if family == ARP {
+		suffix = ""
 	}
-	if p, err := lookPath(prefix + "-legacy-save"); err == nil {
+	if p, err := lookPath(prefix + "-legacy" + suffix); err == nil {
 		return p, nil
 	}
-	if p, err := lookPath(prefix + "-save"); err == nil {
+	if p, err := lookPath(prefix + suffix); err == nil {
 		out, err := exec.CommandContext(ctx, p, "-V").Output()
 		if err == nil && !bytes.Contains(out, []byte("nf_tables")) {
 			return p, nil
 		}
 	}
-	return "", fmt.Errorf("iptables rule texts need %s-legacy-save in PATH", prefix)
+	return "", fmt.Errorf("the texts of %s rules need %s-legacy%s in PATH", prefix, prefix, suffix)
 }
 
 func lookPath(name string) (string, error) {
@@ -217,7 +250,11 @@ func saveTexts(family Family, table string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	return runProgram(ctx, prog, "-M", "/nonexistent", "-t", table)
+	args := []string{"-M", "/nonexistent", "-t", table}
+	if family == ARP {
+		args = append(args, "-L", "-n")
+	}
+	return runProgram(ctx, prog, args...)
 }
 
 // runProgram runs a program in the calling thread's network namespace and returns

@@ -14,6 +14,7 @@ type Family uint8
 // The families, numbered as netfilter numbers them (NFPROTO_*).
 const (
 	IPv4 Family = 2
+	ARP  Family = 3
 	IPv6 Family = 10
 )
 
@@ -21,20 +22,33 @@ func (f Family) String() string {
 	switch f {
 	case IPv4:
 		return "ip"
+	case ARP:
+		return "arp"
 	case IPv6:
 		return "ip6"
 	}
 	return fmt.Sprintf("family %d", uint8(f))
 }
 
-// NumHooks is NF_INET_NUMHOOKS.
+// NumHooks is NF_INET_NUMHOOKS, the most that a family has.
 const NumHooks = 5
 
-// hookNames mirrors net/ipv4/netfilter/ip_tables.c:hooknames.
-var hookNames = [NumHooks]string{"PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"}
+// net/ipv4/netfilter/ip_tables.c:hooknames, and include/uapi/linux/netfilter_arp.h.
+var (
+	hookNames    = []string{"PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"}
+	arpHookNames = []string{"INPUT", "OUTPUT", "FORWARD"}
+)
 
-// Info is struct ipt_getinfo (ip6t_getinfo): what the kernel says of a table
-// beside its entries. Offsets are in bytes from the blob's start.
+// hookNames are the family's hooks, as the built-in chains at them are called.
+func (f Family) hookNames() []string {
+	if f == ARP {
+		return arpHookNames
+	}
+	return hookNames
+}
+
+// Info is struct ipt_getinfo (ip6t_getinfo, arpt_getinfo): what the kernel says of a
+// table beside its entries. Offsets are in bytes from the blob's start.
 type Info struct {
 	ValidHooks uint32
 	HookEntry  [NumHooks]uint32
@@ -71,8 +85,9 @@ type Match struct {
 	Data     []byte
 }
 
-// Header is struct ipt_ip or ip6t_ip6: the conditions that every rule has.
-// Addresses and masks have 4 or 16 bytes and share memory with the blob.
+// Header is struct ipt_ip, ip6t_ip6 or arpt_arp: the conditions that every rule has.
+// Addresses and masks have 4 or 16 bytes and share memory with the blob. Of ARP, Src and
+// Dst are the sender's and the target's protocol addresses.
 type Header struct {
 	Src, Dst, SrcMask, DstMask         []byte
 	InIface, OutIface                  string // up to the first NUL, as far as the mask reaches
@@ -80,6 +95,16 @@ type Header struct {
 	Proto                              uint16
 	TOS                                uint8 // IPv6 only; the kernel does not look at it
 	Flags, InvFlags                    uint8
+	arp                                arpConditions
+}
+
+// arpConditions is what struct arpt_arp has besides.
+type arpConditions struct {
+	hlen, hlenMask                                       uint8
+	srcMAC, srcMACMask                                   []byte // 16 bytes each
+	dstMAC, dstMACMask                                   []byte
+	op, opMask, hwType, hwTypeMask, protoType, protoMask uint16
+	inv                                                  uint16 // as in the kernel; InvFlags has four of these bits
 }
 
 // Bits of Header.Flags and Header.InvFlags
@@ -100,7 +125,21 @@ const (
 	invProto = 0x40
 )
 
-// Entry is one ipt_entry or ip6t_entry.
+// Bits of arpConditions.inv (include/uapi/linux/netfilter_arp/arp_tables.h).
+const (
+	arpInvIn        = 0x0001
+	arpInvOut       = 0x0002
+	arpInvSrc       = 0x0004
+	arpInvDst       = 0x0008
+	arpInvSrcMAC    = 0x0010
+	arpInvDstMAC    = 0x0020
+	arpInvOp        = 0x0040
+	arpInvHwType    = 0x0080
+	arpInvProtoType = 0x0100
+	arpInvHLen      = 0x0200
+)
+
+// Entry is one ipt_entry, ip6t_entry or arpt_entry.
 type Entry struct {
 	Index  int
 	Offset int // in bytes from the blob's start, as in the kernel
@@ -156,6 +195,7 @@ const (
 )
 
 type layout struct {
+	family                         Family
 	addr, header, size             int // bytes of an address, of ipt_ip, of ipt_entry
 	targetOffset, nextOffset       int
 	proto, tos, flags, inv, gotoFl int
@@ -164,17 +204,19 @@ type layout struct {
 func layoutOf(f Family) (layout, bool) {
 	switch f {
 	case IPv4:
-		return layout{addr: 4, header: 84, size: 112, targetOffset: 88, nextOffset: 90,
+		return layout{family: f, addr: 4, header: 84, size: 112, targetOffset: 88, nextOffset: 90,
 			proto: 80, tos: -1, flags: 82, inv: 83, gotoFl: ip4FlagGoto}, true
+	case ARP: // no gotos
+		return layout{family: f, addr: 4, header: 164, size: 192, targetOffset: 164, nextOffset: 166, flags: 158}, true
 	case IPv6:
-		return layout{addr: 16, header: 136, size: 168, targetOffset: 140, nextOffset: 142,
+		return layout{family: f, addr: 16, header: 136, size: 168, targetOffset: 140, nextOffset: 142,
 			proto: 128, tos: 130, flags: 131, inv: 132, gotoFl: ip6FlagGoto}, true
 	}
 	return layout{}, false
 }
 
 // ParseTable reads a table's entries: blob is ipt_get_entries.entrytable
-// (ip6t_get_entries.entrytable) and info what IPT_SO_GET_INFO said of the
+// (ip6t_get_entries, arpt_get_entries likewise) and info what IPT_SO_GET_INFO said of the
 // same table. It refuses what the kernel would not hold (jumps between
 // entries, hooks outside the blob …). The table keeps and shares blob.
 // Byte order is the machine's.
@@ -194,7 +236,8 @@ func (t *Table) parse(l layout, info Info, blob []byte) error {
 	if int64(info.Size) != int64(len(blob)) {
 		return fmt.Errorf("size %d, but %d bytes of entries", info.Size, len(blob))
 	}
-	if info.ValidHooks>>NumHooks != 0 {
+	names := t.Family.hookNames()
+	if info.ValidHooks>>len(names) != 0 {
 		return fmt.Errorf("unknown hooks %#x", info.ValidHooks)
 	}
 	// The number of entries is the kernel's word, not yet checked: an entry has
@@ -219,10 +262,10 @@ func (t *Table) parse(l layout, info Info, blob []byte) error {
 			continue
 		}
 		if t.HookEntry[h], ok = t.indexAt(int64(info.HookEntry[h])); !ok {
-			return fmt.Errorf("hook %s starts at %d, which is no entry", hookNames[h], info.HookEntry[h])
+			return fmt.Errorf("hook %s starts at %d, which is no entry", names[h], info.HookEntry[h])
 		}
 		if t.Underflow[h], ok = t.indexAt(int64(info.Underflow[h])); !ok {
-			return fmt.Errorf("the policy of %s is at %d, which is no entry", hookNames[h], info.Underflow[h])
+			return fmt.Errorf("the policy of %s is at %d, which is no entry", names[h], info.Underflow[h])
 		}
 		t.Entries[t.Underflow[h]].IsPolicy = true
 	}
@@ -318,6 +361,9 @@ func parseExtension(b []byte) (name string, rev uint8, data []byte, size int, er
 }
 
 func parseHeader(l layout, b []byte) Header {
+	if l.family == ARP {
+		return parseARPHeader(l, b)
+	}
 	a := l.addr
 	h := Header{
 		Src: b[0:a:a], Dst: b[a : 2*a : 2*a],
@@ -332,6 +378,33 @@ func parseHeader(l layout, b []byte) Header {
 		h.TOS = b[l.tos-4*a]
 	}
 	h.Flags, h.InvFlags = b[l.flags-4*a], b[l.inv-4*a]
+	return h
+}
+
+// parseARPHeader reads struct arpt_arp (include/uapi/linux/netfilter_arp/arp_tables.h).
+func parseARPHeader(l layout, b []byte) Header {
+	u16 := func(at int) uint16 { return binary.BigEndian.Uint16(b[at:]) }
+	part := func(from, n int) []byte { return b[from : from+n : from+n] }
+	h := Header{
+		Src: part(0, 4), Dst: part(4, 4), SrcMask: part(8, 4), DstMask: part(12, 4),
+		inIface: part(94, 16), outIface: part(110, 16), inMask: part(126, 16), outMask: part(142, 16),
+		Flags: b[l.flags],
+	}
+	h.InIface, h.OutIface = ifaceName(h.inIface, h.inMask), ifaceName(h.outIface, h.outMask)
+	h.arp = arpConditions{
+		hlen: b[16], hlenMask: b[17],
+		srcMAC: part(18, 16), srcMACMask: part(34, 16), dstMAC: part(50, 16), dstMACMask: part(66, 16),
+		op: u16(82), opMask: u16(84), hwType: u16(86), hwTypeMask: u16(88), protoType: u16(90), protoMask: u16(92),
+		inv: binary.NativeEndian.Uint16(b[160:]),
+	}
+	for _, bit := range []struct {
+		arp uint16
+		inv uint8
+	}{{arpInvIn, invIn}, {arpInvOut, invOut}, {arpInvSrc, invSrc}, {arpInvDst, invDst}} {
+		if h.arp.inv&bit.arp != 0 {
+			h.InvFlags |= bit.inv
+		}
+	}
 	return h
 }
 
@@ -373,11 +446,24 @@ func (h *Header) matchesAll(l layout) bool {
 	if h.InvFlags != 0 || h.Proto != 0 {
 		return false
 	}
-	if l.addr == 4 && h.Flags&ip4FlagFrag != 0 || l.addr == 16 && h.Flags&ip6FlagProto != 0 {
+	switch {
+	case l.family == IPv4 && h.Flags&ip4FlagFrag != 0, l.family == IPv6 && h.Flags&ip6FlagProto != 0,
+		l.family == ARP && !h.arp.matchesAll():
 		return false
 	}
 	return allZero(h.Src) && allZero(h.Dst) && allZero(h.SrcMask) && allZero(h.DstMask) &&
 		allZero(h.inMask) && allZero(h.outMask)
+}
+
+func (h *arpConditions) matchesAll() bool {
+	return h.inv == 0 && h.matchesAny()
+}
+
+// matchesAny is that without the inverted conditions.
+func (h *arpConditions) matchesAny() bool {
+	return h.hlen|h.hlenMask == 0 &&
+		h.op|h.opMask|h.hwType|h.hwTypeMask|h.protoType|h.protoMask == 0 &&
+		allZero(h.srcMAC) && allZero(h.srcMACMask) && allZero(h.dstMAC) && allZero(h.dstMACMask)
 }
 
 // indexAt returns the entry that starts at a byte offset.
@@ -401,7 +487,7 @@ func (t *Table) name() {
 	starts := map[int]string{}
 	for h := range NumHooks {
 		if t.HookEntry[h] >= 0 {
-			starts[t.HookEntry[h]] = hookNames[h]
+			starts[t.HookEntry[h]] = t.Family.hookNames()[h]
 		}
 	}
 	chain, num := "", 0
@@ -438,7 +524,7 @@ func (t *Table) name() {
 // started at hook: chain, "rule", "return" or "policy", and number. It
 // mirrors net/ipv4/netfilter/ip_tables.c:get_chainname_rulenum, which calls
 // every unconditional verdict or RETURN of the hook's own chain "policy" and of
-// a user chain "return".
+// a user chain "return". arp_tables has no TRACE; its rules are named alike.
 func (t *Table) TraceName(hook, i int) (chain, kind string, num int) {
 	root := t.HookEntry[hook]
 	e := &t.Entries[i]
@@ -450,7 +536,7 @@ func (t *Table) TraceName(hook, i int) (chain, kind string, num int) {
 	}
 	base := t.Entries[root].seg == e.seg
 	if base {
-		chain, num = hookNames[hook], i-root+1
+		chain, num = t.Family.hookNames()[hook], i-root+1
 	} else {
 		chain, num = e.Chain, e.Num
 	}

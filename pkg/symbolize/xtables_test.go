@@ -76,18 +76,15 @@ func TestParseTableRefuses(t *testing.T) {
 func FuzzParseTable(f *testing.F) {
 	for _, n := range fixtureNames(f) {
 		family, info, _, blob := fixtureBytes(f, n)
-		f.Add(family == IPv6, append(putInfo("x", info), blob...))
+		f.Add(uint8(family), append(putInfo(family, "x", info), blob...))
 	}
-	f.Fuzz(func(t *testing.T, six bool, b []byte) {
-		if len(b) < infoSize {
+	f.Fuzz(func(t *testing.T, number uint8, b []byte) {
+		family := Family(number)
+		if _, ok := layoutOf(family); !ok || len(b) < infoSize(family) {
 			return
 		}
-		family := IPv4
-		if six {
-			family = IPv6
-		}
-		info := parseInfo(b)
-		tab, err := ParseTable(family, "fuzz", info, b[infoSize:])
+		info := parseInfo(family, b)
+		tab, err := ParseTable(family, "fuzz", info, b[infoSize(family):])
 		if err != nil {
 			if !errors.Is(err, ErrBlob) {
 				t.Fatalf("untyped: %v", err)
@@ -105,6 +102,14 @@ func FuzzParseTable(f *testing.F) {
 				t.Fatalf("offset %d of entry %d leads to %d", e.Offset, i, got)
 			}
 			hits = append(hits, Hit{Index: i, Packets: 1 + uint64(i)%3})
+			tab.RuleText(i)
+			arp := PacketInfo{ARP: &[ARPLen]byte{}}
+			if e.always && !tab.Plausible(i, arp) && family == ARP {
+				t.Fatalf("entry %d matches every packet, and not this one", i)
+			}
+			if _, data, ok := tab.Apply(i, 0, arp.ARP[:]); ok && len(data) != ARPLen {
+				t.Fatalf("entry %d makes %d bytes of the packet", i, len(data))
+			}
 		}
 		for h := range NumHooks {
 			if (tab.HookEntry[h] < 0) != (info.ValidHooks&(1<<h) == 0) || tab.HookEntry[h] >= n || tab.Underflow[h] >= n {

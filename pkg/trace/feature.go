@@ -9,10 +9,9 @@ import (
 	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/btf"
 	"github.com/cilium/ebpf/features"
-	"golang.org/x/sys/unix"
 )
 
-// feature is something of the kernel's without which the probes cannot be loaded.
+// feature is something of the kernel's without which fentry probes cannot be loaded.
 type feature struct {
 	name  string
 	since string // the Linux that brought it
@@ -21,7 +20,7 @@ type feature struct {
 	probe func() error
 }
 
-// needed is what the probes need, oldest first.
+// needed is what fentry probes need, oldest first.
 var needed = []feature{
 	{"type information of modules", "5.11", haveModuleBTF},
 	{"atomic operations that return the old value", "5.12", haveAtomicFetch},
@@ -30,18 +29,13 @@ var needed = []feature{
 	{"bpf_loop", "5.17", func() error { return features.HaveProgramHelper(ebpf.Kprobe, asm.FnLoop) }},
 }
 
-// explain replaces the error of probes that could not be loaded by one that names what the
-// kernel lacks for them, if it lacks anything. It costs only those whose probes do not load.
-func explain(err error) error {
-	// Before 5.11 the programs that ask count against the limit of locked memory.
-	unlimited := unix.Rlimit{Cur: unix.RLIM_INFINITY, Max: unix.RLIM_INFINITY}
-	if unix.Setrlimit(unix.RLIMIT_MEMLOCK, &unlimited) != nil {
-		return err
-	}
+// lacking names what the kernel lacks of what fentry probes need; "" if nothing. The programs
+// that ask count against the limit of locked memory, as all others do.
+func lacking() string {
 	if missing := lacks(needed); missing != "" {
-		return fmt.Errorf("kernel %s lacks what nftrace needs: %s", kernelRelease(), missing)
+		return missing
 	}
-	return err
+	return refusedByKernel()
 }
 
 // lacks names the features that the kernel does not have; "" if none.

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"unsafe"
 
 	"github.com/cilium/ebpf"
@@ -24,7 +25,8 @@ import (
 const (
 	lockdownPath = "/sys/kernel/security/lockdown"
 	kallsymsPath = "/proc/kallsyms"
-	btfPath      = "/sys/kernel/btf/vmlinux"
+	typesPath    = "/sys/kernel/btf"
+	btfPath      = typesPath + "/vmlinux"
 	modulesPath  = "/sys/module"
 	preemptPath  = "/sys/kernel/debug/sched/preempt"
 )
@@ -81,46 +83,59 @@ func hasIPv6() bool {
 }
 
 // tasksPreempt tells whether tasks may preempt each other in the kernel: not where
-// the kernel says that its preemption is "none" or "voluntary".
-func tasksPreempt() bool { return preemptible(preemptPath) }
+// the kernel says that its preemption is "none" or "voluntary", or was built without any.
+var tasksPreempt = sync.OnceValue(func() bool { return preemptible(preemptPath, kallsymsPath) })
 
-func preemptible(path string) bool {
-	modes, err := os.ReadFile(path)
+func preemptible(modesPath, symbolsPath string) bool {
+	if modes, err := os.ReadFile(modesPath); err == nil {
+		return !bytes.Contains(modes, []byte("(none)")) && !bytes.Contains(modes, []byte("(voluntary)"))
+	}
+	// Only kernels that can change it have the file. kernel/sched/core.c has preempt_schedule
+	// with CONFIG_PREEMPTION alone, schedule always.
+	found, err := readKallsyms(symbolsPath, "schedule", "preempt_schedule")
 	if err != nil {
 		return true
 	}
-	return !bytes.Contains(modes, []byte("(none)")) && !bytes.Contains(modes, []byte("(voluntary)"))
+	_, all := found["schedule"]
+	_, preempts := found["preempt_schedule"]
+	return preempts || !all
 }
 
-// setSymbols gives the probes the addresses that they need. Those of module x_tables
-// are there only once it is loaded.
+// setSymbols gives the probes the addresses that they need. Those of modules are there only
+// once they are loaded.
 func (t *Tracer) setSymbols() error {
-	vars := map[string]string{
-		"__per_cpu_offset": bpf.NftraceVarSymPerCpuOffset,
-		"__preempt_count":  bpf.NftraceVarSymPreemptCount,
-		"pcpu_hot":         bpf.NftraceVarSymPcpuHot,
-		"xt_recseq":        bpf.NftraceVarSymXtRecseq,
-	}
-	// The kernel finds a symbol much faster than we read all.
-	found, err := t.findSymbols()
-	if err != nil {
-		if found, err = readKallsyms(kallsymsPath, slices.Collect(maps.Keys(vars))...); err != nil {
+	if t.backend == Kprobe || t.kprobeSpec != nil {
+		if err := t.readSymbols(kallsymsPath); err != nil {
 			return err
 		}
 	}
-	if found["__per_cpu_offset"] == 0 {
+	s, err := t.findSymbols()
+	if err != nil {
+		return fmt.Errorf("look the kernel's symbols up: %w", err)
+	}
+	if s.PerCpuOffset == 0 {
 		return errors.New("the kernel hides the addresses of its symbols; set kernel.kptr_restrict to 0 or 1 (sysctl kernel.kptr_restrict=1)")
 	}
-	for symbol, name := range vars {
-		if err := t.vars[name].Set(found[symbol]); err != nil {
+	return t.setVars(map[string]any{
+		bpf.NftraceVarSymPerCpuOffset: s.PerCpuOffset,
+		bpf.NftraceVarSymPreemptCount: s.PreemptCount,
+		bpf.NftraceVarSymPcpuHot:      s.PcpuHot,
+		bpf.NftraceVarSymXtRecseq:     s.XtRecseq,
+	})
+}
+
+func (t *Tracer) setVars(vars map[string]any) error {
+	for name, value := range vars {
+		if err := t.vars[name].Set(value); err != nil {
 			return fmt.Errorf("set %s: %w", name, err)
 		}
 	}
 	return nil
 }
 
-// findSymbols asks the kernel (bpf_kallsyms_lookup_name, 5.16).
-func (t *Tracer) findSymbols() (map[string]uint64, error) {
+// findSymbols asks the kernel (bpf_kallsyms_lookup_name, 5.16), or has it read what stands
+// at those that readSymbols found.
+func (t *Tracer) findSymbols() (s bpf.NftraceSymbols, err error) {
 	sub := &ebpf.CollectionSpec{
 		Maps: t.spec.Maps, Variables: t.spec.Variables,
 		Types: t.spec.Types, ByteOrder: t.spec.ByteOrder,
@@ -130,35 +145,57 @@ func (t *Tracer) findSymbols() (map[string]uint64, error) {
 	}
 	coll, err := ebpf.NewCollectionWithOptions(sub, ebpf.CollectionOptions{MapReplacements: t.maps})
 	if err != nil {
-		return nil, err
+		return s, err
 	}
 	defer coll.Close()
 	if _, err := coll.Programs[bpf.NftraceProgFindSymbols].Run(nil); err != nil {
-		return nil, err
+		return s, err
 	}
-	var s bpf.NftraceSymbols
-	if err := t.vars[bpf.NftraceVarFoundSymbols].Get(&s); err != nil {
-		return nil, err
-	}
-	return map[string]uint64{
-		"__per_cpu_offset": s.PerCpuOffset,
-		"__preempt_count":  s.PreemptCount,
-		"pcpu_hot":         s.PcpuHot,
-		"xt_recseq":        s.XtRecseq,
-	}, nil
+	err = t.vars[bpf.NftraceVarFoundSymbols].Get(&s)
+	return s, err
 }
+
+// readSymbols looks up the symbols that kprobes need.
+func (t *Tracer) readSymbols(path string) error {
+	const hook, running, active = "nf_hook_slow", "current_kprobe", "bpf_prog_active"
+	var s bpf.NftraceSymbols
+	want := map[string]*uint64{
+		"__per_cpu_offset": &s.PerCpuOffset,
+		"__preempt_count":  &s.PreemptCount,
+		"pcpu_hot":         &s.PcpuHot,
+		"xt_recseq":        &s.XtRecseq,
+		"xt_pernet_id":     &s.XtPernetId,
+		"nf_tables_net_id": &s.NftNetId,
+		"ebt_pernet_id":    &s.EbtPernetId,
+	}
+	found, err := readKallsyms(path, append(slices.Collect(maps.Keys(want)), hook, running, active)...)
+	if err != nil {
+		return err
+	}
+	for name, addr := range want {
+		*addr = found[name].addr
+	}
+	return t.setVars(map[string]any{
+		bpf.NftraceVarFoundSymbols:     s,
+		bpf.NftraceVarSymHookSlow:      found[hook].addr,
+		bpf.NftraceVarHookSlowSize:     found[hook].size,
+		bpf.NftraceVarSymCurrentKprobe: found[running].addr,
+		bpf.NftraceVarSymProgActive:    found[active].addr,
+	})
+}
+
+const xtModule = "x_tables"
 
 // setLayout tells the probes in the kernel itself what they cannot find out of module
 // x_tables, and lets them look for tables.
 func (t *Tracer) setLayout(types *btf.Cache) error {
-	const module = "x_tables"
-	spec, err := types.Module(module)
+	spec, err := xtTypes(types)
 	if err != nil {
-		return fmt.Errorf("read the type information of module %s: %w", module, err)
+		return err
 	}
 	var table, info *btf.Struct
 	if err := errors.Join(spec.TypeByName("xt_table", &table), spec.TypeByName("xt_table_info", &info)); err != nil {
-		return fmt.Errorf("type information of module %s: %w", module, err)
+		return fmt.Errorf("type information of module %s: %w", xtModule, err)
 	}
 	var head bpf.NftraceXtTableHead
 	for name, want := range map[string]uintptr{
@@ -172,7 +209,7 @@ func (t *Tracer) setLayout(types *btf.Cache) error {
 	if err := t.vars[bpf.NftraceVarFoundSymbols].Get(&s); err != nil {
 		return err
 	}
-	if s.XtPernetId == 0 {
+	if s.XtPernetId == 0 && !tablesInNet(types) {
 		return errors.New("the kernel does not tell where its tables are (no symbol xt_pernet_id; CONFIG_KALLSYMS_ALL=y is needed)")
 	}
 	layout := bpf.NftraceXtLayout{On: 1, PernetId: s.PernetId}
@@ -186,6 +223,20 @@ func (t *Tracer) setLayout(types *btf.Cache) error {
 	return t.vars[bpf.NftraceVarXt].Set(layout)
 }
 
+// tablesInNet tells whether struct net has the lists of tables: see bpf/compat.h.
+func tablesInNet(types *btf.Cache) bool {
+	kernel, err := types.Kernel()
+	if err != nil {
+		return false
+	}
+	var xt *btf.Struct
+	if err := kernel.TypeByName("netns_xt", &xt); err != nil {
+		return false
+	}
+	_, err = offsetOf(xt, "tables")
+	return err == nil
+}
+
 // offsetOf is the offset of a struct's member in bytes.
 func offsetOf(s *btf.Struct, member string) (uint32, error) {
 	for _, m := range s.Members {
@@ -196,8 +247,11 @@ func offsetOf(s *btf.Struct, member string) (uint32, error) {
 	return 0, fmt.Errorf("struct %s has no member %s", s.Name, member)
 }
 
+// symbol is where something is in the kernel; size is how far the next is.
+type symbol struct{ addr, size uint64 }
+
 // readKallsyms reads the addresses of symbols from a file like /proc/kallsyms.
-func readKallsyms(path string, names ...string) (map[string]uint64, error) {
+func readKallsyms(path string, names ...string) (map[string]symbol, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, fmt.Errorf("read the kernel's symbols: %w", err)
@@ -210,14 +264,15 @@ func readKallsyms(path string, names ...string) (map[string]uint64, error) {
 	return found, nil
 }
 
-// parseKallsyms returns the addresses of those of the named symbols that r, in the
-// format of /proc/kallsyms, holds.
-func parseKallsyms(r io.Reader, names ...string) (map[string]uint64, error) {
+// parseKallsyms returns those of the named symbols that r, in the format of /proc/kallsyms,
+// holds. The lines of the kernel's own functions are in the order of their addresses.
+func parseKallsyms(r io.Reader, names ...string) (map[string]symbol, error) {
 	want := map[string]bool{}
 	for _, n := range names {
 		want[n] = true
 	}
-	found := map[string]uint64{}
+	found := map[string]symbol{}
+	var last string // of those found, while its size is not known
 	s := bufio.NewScanner(r)
 	for s.Scan() {
 		// "ffffffff82e1c1c0 R __per_cpu_offset" or with "\t[module]" behind
@@ -233,15 +288,23 @@ func parseKallsyms(r io.Reader, names ...string) (map[string]uint64, error) {
 				break
 			}
 		}
-		if !want[string(sym)] {
+		if last == "" && !want[string(sym)] {
 			continue
 		}
 		addr, err := strconv.ParseUint(string(line[:16]), 16, 64)
 		if err != nil {
 			return nil, fmt.Errorf("line %q: %w", line, err)
 		}
-		if _, ok := found[string(sym)]; !ok {
-			found[string(sym)] = addr
+		if f := found[last]; last != "" && addr != f.addr {
+			if addr > f.addr {
+				f.size = addr - f.addr
+				found[last] = f
+			}
+			last = ""
+		}
+		if _, ok := found[string(sym)]; !ok && want[string(sym)] {
+			found[string(sym)] = symbol{addr: addr}
+			last = string(sym)
 		}
 	}
 	return found, s.Err()

@@ -1,6 +1,7 @@
 package trace
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -44,12 +45,26 @@ func TestPreemptible(t *testing.T) {
 		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if got := preemptible(path); got != want {
+		if got := preemptible(path, "missing"); got != want {
 			t.Errorf("%q: %v, want %v", content, got, want)
 		}
 	}
-	if !preemptible(filepath.Join(t.TempDir(), "missing")) {
+	if !preemptible("missing", "missing") {
 		t.Error("unknown preemption must be taken for full")
+	}
+	for content, want := range map[string]bool{
+		"ffffa0024c9bf000 T schedule\nffffa0024c9c0890 T preempt_schedule_irq\n": false,
+		"0000000000000000 T schedule\n0000000000000000 T preempt_schedule\n":     true,
+		"0000000000000000 T something\n":                                         true,
+		"":                                                                       true,
+	} {
+		path := filepath.Join(t.TempDir(), "kallsyms")
+		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if got := preemptible("missing", path); got != want {
+			t.Errorf("%q: %v, want %v", content, got, want)
+		}
 	}
 }
 
@@ -67,12 +82,16 @@ short
 	}
 	want := map[string]uint64{"pcpu_hot": 0x2d000, "__per_cpu_offset": 0xffffffff82e1c1c0, "xt_recseq": 0x3e0c8}
 	for name, addr := range want {
-		if got[name] != addr {
-			t.Errorf("%s at %#x, want %#x", name, got[name], addr)
+		if got[name].addr != addr {
+			t.Errorf("%s at %#x, want %#x", name, got[name].addr, addr)
 		}
 	}
 	if len(got) != len(want) {
 		t.Errorf("got %v", got)
+	}
+	const functions = "ffffffff81000000 T before\nffffffff81000010 T nf_hook_slow\nffffffff81000010 t alias\nffffffff810000f0 T behind\n"
+	if got, err := parseKallsyms(strings.NewReader(functions), "nf_hook_slow"); err != nil || got["nf_hook_slow"] != (symbol{0xffffffff81000010, 0xe0}) {
+		t.Errorf("nf_hook_slow: %x, %v", got["nf_hook_slow"], err)
 	}
 	if _, err := parseKallsyms(strings.NewReader("zzzzffff82e1c1c0 R __per_cpu_offset\n"), "__per_cpu_offset"); err == nil {
 		t.Error("an address that is none was accepted")
@@ -173,9 +192,11 @@ func TestMakeStatic(t *testing.T) {
 	if len(before) == 0 {
 		t.Fatalf("%s calls no global functions", bpf.NftraceProgHookEnterTask)
 	}
-	makeStatic(spec.Programs[bpf.NftraceProgHookEnter].Instructions)
-	if left := global(bpf.NftraceProgHookEnter); len(left) > 0 {
-		t.Errorf("global functions are left in %s: %q", bpf.NftraceProgHookEnter, left)
+	for _, program := range []string{bpf.NftraceProgHookEnter, bpf.NftraceProgNftTrace} {
+		makeStatic(spec.Programs[program].Instructions)
+		if left := global(program); len(left) > 0 {
+			t.Errorf("global functions are left in %s: %q", program, left)
+		}
 	}
 	if after := global(bpf.NftraceProgHookEnterTask); !slices.Equal(after, before) {
 		t.Errorf("global functions of %s were %q, are %q", bpf.NftraceProgHookEnterTask, before, after)
@@ -210,6 +231,34 @@ func TestSourceLines(t *testing.T) {
 		}
 		if lines != (within > 1000) {
 			t.Errorf("SourceLines %v: %d lines within functions", lines, within)
+		}
+	}
+}
+
+// The loader sets and reads the variables of both backends' probes by the same Go types, and
+// probes of both may share their maps.
+func TestBackendsAlike(t *testing.T) {
+	layout := func(b Backend) map[string]string {
+		spec, err := loadSpec(Options{Backend: b})
+		if err != nil {
+			t.Fatal(err)
+		}
+		all := map[string]string{}
+		for name, v := range spec.Variables {
+			all[name] = fmt.Sprintf("%s+%d, %d bytes", v.SectionName, v.Offset, len(v.Value))
+		}
+		for name, m := range spec.Maps {
+			// One has its own, the other may not allocate in its programs.
+			if !strings.HasPrefix(name, constants) && name != bpf.NftraceMapHookProgram && name != bpf.NftraceMapXtTables {
+				all["map "+name] = fmt.Sprintf("%s, %d of %d bytes, flags %#x", m.Type, m.MaxEntries, m.KeySize+m.ValueSize, m.Flags)
+			}
+		}
+		return all
+	}
+	fentry, kprobe := layout(Fentry), layout(Kprobe)
+	for name, at := range fentry {
+		if kprobe[name] != at {
+			t.Errorf("%s: %s for fentry, %q for kprobes", name, at, kprobe[name])
 		}
 	}
 }

@@ -2,6 +2,7 @@ package trace
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"runtime"
 
@@ -15,22 +16,27 @@ import (
 // namespace that has nothing else and that lives as long as this socket.
 type nftKey struct{ conn *netlink.Conn }
 
-func newNFTKey() (*nftKey, error) {
-	var conn *netlink.Conn
+// newNFTKey makes one. learn, if not nil, is called in its namespace.
+func newNFTKey(learn func(*nftKey) error) (*nftKey, error) {
+	k := &nftKey{}
 	err := inNewNetns(func() error {
 		var err error
-		if conn, err = netlink.Dial(unix.NETLINK_NETFILTER, nil); err != nil {
+		if k.conn, err = netlink.Dial(unix.NETLINK_NETFILTER, nil); err != nil {
 			return fmt.Errorf("netlink: %w", err)
+		}
+		if err := k.addRule(); err != nil {
+			return fmt.Errorf("have nf_tables tell of rules: %w", err)
+		}
+		if learn != nil {
+			return learn(k)
 		}
 		return nil
 	})
 	if err != nil {
+		if k.conn != nil {
+			k.conn.Close()
+		}
 		return nil, fmt.Errorf("a network namespace of nftrace's own: %w", err)
-	}
-	k := &nftKey{conn: conn}
-	if err := k.addRule(); err != nil {
-		conn.Close()
-		return nil, fmt.Errorf("have nf_tables tell of rules: %w", err)
 	}
 	return k, nil
 }
@@ -72,14 +78,18 @@ const (
 	nftNewTable = nftSubsys
 	nftNewChain = nftSubsys | 3
 	nftNewRule  = nftSubsys | 6
+	nftGetGen   = nftSubsys | 16
 
 	nftReg1    = 1
 	nftNFTrace = 12 // NFT_META_NFTRACE
 )
 
+// keyTable is the table of the key's namespace.
+const keyTable = "nftrace"
+
 // addRule adds a table with a chain with the rule "meta nftrace set 0".
 func (k *nftKey) addRule() error {
-	const table, chain = "nftrace", "none"
+	const table, chain = keyTable, "none"
 	expr := func(name string, data func(*netlink.AttributeEncoder) error) func(*netlink.AttributeEncoder) error {
 		return func(e *netlink.AttributeEncoder) error {
 			e.String(1, name) // NFTA_EXPR_NAME
@@ -141,4 +151,31 @@ func (k *nftKey) addRule() error {
 		}
 	}
 	return nil
+}
+
+// generation is that of the namespace's rulesets (NFTA_GEN_ID).
+func (k *nftKey) generation() (uint32, error) {
+	replies, err := k.conn.Execute(netlink.Message{
+		Header: netlink.Header{Type: nftGetGen, Flags: netlink.Request},
+		Data:   []byte{unix.AF_UNSPEC, unix.NFNETLINK_V0, 0, 0},
+	})
+	if err != nil {
+		return 0, err
+	}
+	for _, r := range replies {
+		if len(r.Data) < 4 {
+			continue
+		}
+		ad, err := netlink.NewAttributeDecoder(r.Data[4:])
+		if err != nil {
+			return 0, err
+		}
+		ad.ByteOrder = binary.BigEndian
+		for ad.Next() {
+			if ad.Type() == 1 { // NFTA_GEN_ID
+				return ad.Uint32(), ad.Err()
+			}
+		}
+	}
+	return 0, errors.New("nf_tables does not tell its generation")
 }

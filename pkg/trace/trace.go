@@ -3,6 +3,7 @@ package trace
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"slices"
@@ -15,6 +16,7 @@ import (
 	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/btf"
 	"github.com/cilium/ebpf/link"
+	"github.com/cilium/ebpf/rlimit"
 	"golang.org/x/sys/unix"
 
 	"github.com/nftrace/nftrace/bpf"
@@ -31,8 +33,19 @@ type Iface struct {
 	Index uint32
 }
 
+// Backend is how the kernel is probed.
+type Backend string
+
+const (
+	Fentry Backend = "fentry" // fentry and fexit, with what else BPF has had since about Linux 5.17
+	Kprobe Backend = "kprobe" // kprobes and kretprobes, and nothing that Linux 5.10 lacks
+)
+
 // Options says what to trace. The zero value traces every packet.
 type Options struct {
+	// Backend is how to probe the kernel; "" is Fentry where the kernel can do that, but for
+	// modules whose functions it cannot probe so.
+	Backend Backend
 	// Filter is the compiled filter expression: a function that takes a
 	// pointer to struct pkt_tuple in R1 and returns 0 or 1. nil: everything.
 	Filter asm.Instructions
@@ -61,21 +74,37 @@ type group struct {
 	// present, if set, tells whether the kernel has the functions, or needs the probes.
 	present func() bool
 	// choose, if set, returns one more: the one that fits the kernel's function.
-	choose func(*btf.Cache) (string, error)
+	choose func(*Tracer, *btf.Cache) (string, error)
+	// optional is whether the group is left out where the module lacks one of the functions,
+	// since it was built without, or the compiler made it a part of who calls it; untraced is
+	// what is not traced then, if anything.
+	optional bool
+	untraced string
+	// typed is whether the probes read structs that the module's type information alone knows.
+	typed bool
 }
 
 var groups = []group{
-	{module: "x_tables", programs: []string{bpf.NftraceProgTableFree, bpf.NftraceProgTableLookup, bpf.NftraceProgTableReplaced}},
+	{module: xtModule, programs: []string{bpf.NftraceProgTableFree, bpf.NftraceProgTableLookup, bpf.NftraceProgTableReplaced}},
 	{module: "bridge", programs: []string{bpf.NftraceProgBrForward}},
 	{module: "nf_defrag_ipv6", programs: []string{bpf.NftraceProgDefragIp6}},
 	{module: "nf_nat", programs: []string{bpf.NftraceProgNat, bpf.NftraceProgNatIcmp, bpf.NftraceProgNatIcmp6}},
-	{module: nftModule, programs: []string{bpf.NftraceProgNftCommit, bpf.NftraceProgNftCommitted, bpf.NftraceProgNftState}, choose: nftProgram},
-	{programs: []string{bpf.NftraceProgDeliverIp6}, present: hasIPv6},
+	{module: nftModule, programs: []string{bpf.NftraceProgNftCommit, bpf.NftraceProgNftCommitted, bpf.NftraceProgNftState, bpf.NftraceKprobeProgNftLook}, choose: nftProgram, typed: true, untraced: "nf_tables is not traced"},
+	// Without CONFIG_NF_TABLES_BRIDGE there are no chains for it.
+	{module: nftModule, programs: []string{bpf.NftraceProgNftBridge}, optional: true, typed: true},
+	{module: "nf_flow_table", programs: []string{bpf.NftraceProgFlowIp, bpf.NftraceProgFlowIpDone, bpf.NftraceProgFlowIp6, bpf.NftraceProgFlowIp6Done}},
+	{module: ebtModule, programs: []string{
+		bpf.NftraceProgEbtEnd,
+		bpf.NftraceProgEbtReplace, bpf.NftraceProgEbtReplaced, bpf.NftraceProgEbtUnregister, bpf.NftraceProgEbtLookup,
+		bpf.NftraceProgEbtSet, bpf.NftraceProgEbtSetOver, bpf.NftraceProgEbtList,
+	}, choose: ebtProgram, optional: true, typed: true, untraced: "legacy tables of ebtables are not traced"},
+	{programs: []string{bpf.NftraceProgDeliverIp6, bpf.NftraceKprobeProgDeliverIp6Rcu}, present: hasIPv6},
 	{programs: []string{
 		bpf.NftraceProgSkbRelease, bpf.NftraceProgSkbMorph, bpf.NftraceProgSkbDrop, bpf.NftraceProgDefragIp,
 		bpf.NftraceProgDevXmit, bpf.NftraceProgDeliverIp,
 		bpf.NftraceProgSoftirqExit, bpf.NftraceProgSchedSwitch,
 		bpf.NftraceProgHookEnter,
+		bpf.NftraceKprobeProgReceive,
 	}},
 	{programs: []string{bpf.NftraceProgHookEnterTask, bpf.NftraceProgHookEnterSoftirq}, present: useTaskProbe},
 }
@@ -90,19 +119,32 @@ func useTaskProbe() bool {
 }
 
 // waitFor are the modules of which nftrace tells people that it waits for them.
-var waitFor = []string{"ip_tables", "ip6_tables", nftModule}
+var waitFor = []string{"ip_tables", "ip6_tables", "arp_tables", nftModule, ebtModule}
 
 // Tracer is a set of attached probes. Its methods are to be called from one goroutine, but
 // for Close, Stop, ReadTable, and Lookup, which is for one at a time.
 type Tracer struct {
-	spec *ebpf.CollectionSpec
-	maps map[string]*ebpf.Map
-	vars map[string]*ebpf.Variable
-	ring *ring
-	news *ring   // see ReadTable
-	key  *nftKey // nil: nf_tables is not there
+	backend  Backend    // of the kernel's own functions
+	auto     bool       // modules may have the other one
+	missing  string     // what the kernel lacks of what the other one needs, if that was the choice
+	kprobes  []string   // where modules do have it, and why
+	untraced []untraced // see Untraced
+	byHand   bool       // see handmadeTypes
+
+	options Options
+	spec    *ebpf.CollectionSpec
+	maps    map[string]*ebpf.Map
+	vars    map[string]*ebpf.Variable
+	ring    *ring
+	news    *ring   // see ReadTable
+	key     *nftKey // nil: nf_tables is not there
+
+	// The other backend's, once a module needs kprobes where the kernel itself does not.
+	kprobeSpec *ebpf.CollectionSpec
+	kprobeMaps map[string]*ebpf.Map
 
 	nftState *ebpf.Program // see NFTIdle
+	ebtList  *ebpf.Program // see EBTNames
 
 	mu      sync.Mutex
 	colls   []*ebpf.Collection
@@ -111,25 +153,68 @@ type Tracer struct {
 	waiting []string             // see Waiting
 }
 
+// untraced is something of a module that is not traced, and why.
+type untraced struct{ module, what string }
+
 // Open loads the probes into the kernel and attaches them. Probes in modules that
 // are not loaded wait: see Waiting and AttachModules.
 func Open(o Options) (*Tracer, error) {
 	if err := CheckKernel(); err != nil {
 		return nil, err
 	}
-	spec, err := bpf.LoadNftrace()
+	// Before Linux 5.11 maps and programs count against it, those of others of this user, too;
+	// and what the library once finds missing is missing for good.
+	if err := rlimit.RemoveMemlock(); err != nil {
+		return nil, err
+	}
+	asked := o.Backend
+	if asked == "" {
+		o.Backend = Fentry
+	}
+	t, err := open(o, asked == "")
+	if err == nil || asked == Kprobe {
+		return t, err
+	}
+	// What the kernel lacks is asked only then, for asking takes time.
+	missing := lacking()
+	switch {
+	case missing == "":
+		return nil, err
+	case asked == Fentry:
+		return nil, fmt.Errorf("kernel %s lacks what fentry probes need: %s", kernelRelease(), missing)
+	}
+	o.Backend = Kprobe
+	if t, err = open(o, false); err == nil {
+		t.missing = missing
+	}
+	return t, err
+}
+
+func open(o Options, auto bool) (*Tracer, error) {
+	spec, err := loadSpec(o)
+	if err != nil {
+		return nil, err
+	}
+	t := &Tracer{backend: o.Backend, auto: auto, options: o, spec: spec, links: map[string]link.Link{}}
+	t.byHand = o.Backend == Kprobe && errors.Is(haveModuleBTF(), ebpf.ErrNotSupported) && tablesInNet(btf.NewCache())
+	if err := t.start(o); err != nil {
+		t.Close()
+		return nil, err
+	}
+	return t, nil
+}
+
+// loadSpec is the object of a backend's probes, configured.
+func loadSpec(o Options) (*ebpf.CollectionSpec, error) {
+	load := bpf.LoadNftrace
+	if o.Backend == Kprobe {
+		load = bpf.LoadNftraceKprobe
+	}
+	spec, err := load()
 	if err != nil {
 		return nil, fmt.Errorf("parse the probes: %w", err)
 	}
-	if err := configure(spec, o); err != nil {
-		return nil, err
-	}
-	t := &Tracer{spec: spec, links: map[string]link.Link{}}
-	if err := t.start(o); err != nil {
-		t.Close()
-		return nil, explain(err)
-	}
-	return t, nil
+	return spec, configure(spec, o)
 }
 
 // configure sets the constants and the sizes of the maps.
@@ -154,9 +239,16 @@ func configure(spec *ebpf.CollectionSpec, o Options) error {
 		spec.Maps[bpf.NftraceMapRecords].MaxEntries = uint32(o.BufferBytes)
 	}
 
+	kprobe := o.Backend == Kprobe
+	if kprobe {
+		// These programs must not allocate.
+		spec.Maps[bpf.NftraceMapXtTables].Flags &^= unix.BPF_F_NO_PREALLOC
+		spec.Maps[bpf.NftraceMapXtTables].MaxEntries = 2048
+	}
+	// A kprobe runs with preemption off, and a softirq that interrupts one hits no other.
 	for name, value := range map[string]any{
-		bpf.NftraceVarUseTaskProbe: useTaskProbe(),
-		bpf.NftraceVarTasksPreempt: tasksPreempt(),
+		bpf.NftraceVarUseTaskProbe: useTaskProbe() && !kprobe,
+		bpf.NftraceVarTasksPreempt: tasksPreempt() && !kprobe,
 		bpf.NftraceVarWakeBytes:    uint64(spec.Maps[bpf.NftraceMapRecords].MaxEntries) / 4,
 		bpf.NftraceVarNrCpus:       uint32(cpus),
 		bpf.NftraceVarSnapBlocks:   blocks,
@@ -180,8 +272,10 @@ func configure(spec *ebpf.CollectionSpec, o Options) error {
 			dropLines(p.Instructions)
 		}
 	}
-	if tasksPreempt() {
-		makeStatic(spec.Programs[bpf.NftraceProgHookEnter].Instructions)
+	if tasksPreempt() && !kprobe {
+		for _, name := range []string{bpf.NftraceProgHookEnter, bpf.NftraceProgNftTrace} {
+			makeStatic(spec.Programs[name].Instructions)
+		}
 	}
 	if len(o.Filter) == 0 {
 		return nil
@@ -267,11 +361,11 @@ func loads(insns asm.Instructions, off, size uintptr) bool {
 
 // start loads and attaches. What it made is closed by Close if it fails.
 func (t *Tracer) start(o Options) error {
-	maps := &ebpf.CollectionSpec{
+	spec := &ebpf.CollectionSpec{
 		Maps: t.spec.Maps, Variables: t.spec.Variables,
 		Types: t.spec.Types, ByteOrder: t.spec.ByteOrder,
 	}
-	coll, err := ebpf.NewCollection(maps)
+	coll, err := ebpf.NewCollection(spec)
 	if err != nil {
 		return loadError("create the maps", err)
 	}
@@ -308,7 +402,11 @@ func (t *Tracer) start(o Options) error {
 	t.waiting = slices.DeleteFunc(slices.Clone(waitFor), moduleLoaded)
 	var ready []group
 	for _, g := range groups {
-		if g.present != nil && !g.present() {
+		if t.spec.Programs[g.programs[0]] == nil || g.present != nil && !g.present() {
+			continue
+		}
+		// What a flowtable's name is, handmadeTypes do not say.
+		if g.module == "nf_flow_table" && t.byHand {
 			continue
 		}
 		if g.module != "" && !moduleLoaded(g.module) {
@@ -324,57 +422,119 @@ func (t *Tracer) start(o Options) error {
 	return t.vars[bpf.NftraceVarTracing].Set(uint64(1))
 }
 
-// attach loads and attaches the probes of some groups, in their order. They are loaded
-// together, because reading the kernel's type information takes most of the time.
+// attach loads and attaches the probes of some groups, in their order. Those of a backend are
+// loaded together, because reading the kernel's type information takes most of the time.
 func (t *Tracer) attach(gs []group) error {
-	sub := &ebpf.CollectionSpec{
-		Maps: t.spec.Maps, Variables: t.spec.Variables,
-		Types: t.spec.Types, ByteOrder: t.spec.ByteOrder,
-		Programs: map[string]*ebpf.ProgramSpec{},
-	}
 	// Not for longer: it would not know the modules that are loaded later.
 	types := btf.NewCache()
-	preempt := tasksPreempt()
+	gs, kprobes, err := t.split(gs)
+	if err != nil {
+		return err
+	}
+	gs = slices.DeleteFunc(gs, func(g group) bool { return g.optional && !t.hasFunctions(g, types) })
+	coll, err := t.attachBy(t.backend, gs, types)
+	if err != nil && t.auto {
+		// Which functions it was is asked only then, for asking takes time.
+		var more []group
+		if gs, more = t.splitRefused(gs, types); len(more) > 0 {
+			kprobes = append(kprobes, more...)
+			coll, err = t.attachBy(t.backend, gs, types)
+		}
+	}
+	if err == nil {
+		err = t.tell(gs, types, coll)
+	}
+	if err != nil || len(kprobes) == 0 {
+		return err
+	}
+	if err := t.mix(); err != nil {
+		return err
+	}
+	if coll, err = t.attachBy(Kprobe, kprobes, types); err != nil {
+		return err
+	}
+	return t.tell(kprobes, types, coll)
+}
+
+// attachBy loads and attaches the probes of some groups by one backend. If it fails, none of them
+// are there. The program that a group chose is its last one then.
+func (t *Tracer) attachBy(b Backend, gs []group, types *btf.Cache) (*ebpf.Collection, error) {
+	spec, replacements := t.spec, t.maps
+	if b != t.backend {
+		spec, replacements = t.kprobeSpec, t.kprobeMaps
+	}
+	sub := &ebpf.CollectionSpec{
+		Maps: spec.Maps, Variables: spec.Variables,
+		Types: spec.Types, ByteOrder: spec.ByteOrder,
+		Programs: map[string]*ebpf.ProgramSpec{},
+	}
 	for i := range gs {
 		g := &gs[i]
 		if g.choose != nil {
-			name, err := g.choose(types)
+			name, err := g.choose(t, types)
 			if err != nil {
-				return err
+				return nil, err
 			}
-			g.programs = append(slices.Clone(g.programs), name)
+			g.programs, g.choose = append(slices.Clone(g.programs), name), nil
 		}
 		for _, name := range g.programs {
-			sub.Programs[name] = t.spec.Programs[name]
-			for i := range copies[name] {
-				if preempt {
-					sub.Programs[fmt.Sprintf("%s_%d", name, i+1)] = t.spec.Programs[name].Copy()
+			// Of two backends, each has its own.
+			for _, part := range []string{name, name + "_call"} {
+				if p := spec.Programs[part]; p != nil {
+					sub.Programs[part] = p
 				}
+			}
+			for i := range copiesOf(b, name, types) {
+				sub.Programs[copyName(name, i+1)] = spec.Programs[name].Copy()
 			}
 		}
 	}
-	coll, err := ebpf.NewCollectionWithOptions(sub, ebpf.CollectionOptions{MapReplacements: t.maps, Cache: types})
+	extra, err := t.handmade(gs, types)
 	if err != nil {
-		return loadError("load the probes", err)
+		return nil, err
 	}
-	t.colls = append(t.colls, coll)
-	if hook := coll.Programs[bpf.NftraceProgHookEnter]; hook != nil && useTaskProbe() {
+	coll, err := ebpf.NewCollectionWithOptions(sub, ebpf.CollectionOptions{
+		MapReplacements: replacements, Cache: types,
+		Programs: ebpf.ProgramOptions{ExtraRelocationTargets: extra},
+	})
+	if err != nil {
+		return nil, loadError("load the probes", err)
+	}
+	if hook := coll.Programs[bpf.NftraceProgHookEnter]; hook != nil && useTaskProbe() && b != Kprobe {
 		if err := t.maps[bpf.NftraceMapHookProgram].Put(uint32(0), hook); err != nil {
-			return fmt.Errorf("let probes jump to %s: %w", bpf.NftraceProgHookEnter, err)
+			coll.Close()
+			return nil, fmt.Errorf("let probes jump to %s: %w", bpf.NftraceProgHookEnter, err)
 		}
 		delete(sub.Programs, bpf.NftraceProgHookEnter)
 	}
-	delete(sub.Programs, bpf.NftraceProgNftState) // which NFTIdle runs
-	if err := t.link(coll, sub.Programs); err != nil {
-		return err
+	maps.DeleteFunc(sub.Programs, func(_ string, p *ebpf.ProgramSpec) bool { return p.AttachTo == "" }) // which are run by us
+	links, err := attachAll(coll, sub.Programs)
+	if err != nil {
+		closeLinks(links)
+		coll.Close()
+		return nil, err
 	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	maps.Copy(t.links, links)
+	t.colls = append(t.colls, coll)
+	return coll, nil
+}
+
+// tell lets the probes of some groups tell, once they are attached.
+func (t *Tracer) tell(gs []group, types *btf.Cache, coll *ebpf.Collection) error {
 	for _, g := range gs {
 		var err error
 		switch g.module {
-		case "x_tables":
+		case xtModule:
 			err = t.setLayout(types)
+		case ebtModule:
+			err = t.startEBT(types, coll.Programs)
 		case nftModule:
-			err = t.startNFT(types, coll.Programs[g.programs[len(g.programs)-1]], coll.Programs[bpf.NftraceProgNftState])
+			if g.optional {
+				continue
+			}
+			err = t.startNFT(types, coll.Programs, g.programs[len(g.programs)-1])
 		}
 		if err != nil {
 			return err
@@ -383,35 +543,131 @@ func (t *Tracer) attach(gs []group) error {
 	return nil
 }
 
+// hasFunctions tells whether a group's module has all functions that its probes are attached
+// to, and notes what is not traced if not.
+func (t *Tracer) hasFunctions(g group, types *btf.Cache) bool {
+	spec, err := types.Module(g.module)
+	if err != nil {
+		return true // who loads the probes says what is wrong
+	}
+	var attachTo []string
+	for _, name := range g.programs {
+		if p := t.spec.Programs[name]; p != nil && p.AttachTo != "" {
+			attachTo = append(attachTo, p.AttachTo)
+		}
+	}
+	lacks := lackedFunction(spec, attachTo)
+	if lacks != "" && g.untraced != "" {
+		t.untraced = append(t.untraced, untraced{g.module, fmt.Sprintf("%s on this kernel: it has no function %s", g.untraced, lacks)})
+	}
+	return lacks == ""
+}
+
+// lackedFunction names the first of some functions that a module's type information does not
+// know; "" if it knows all.
+func lackedFunction(spec *btf.Spec, functions []string) string {
+	for _, name := range functions {
+		var f *btf.Func
+		if errors.Is(spec.TypeByName(name, &f), btf.ErrNotFound) {
+			return name
+		}
+	}
+	return ""
+}
+
 // copies is how many more of a program are attached where tasks preempt each other; the
 // first one that the kernel does not skip does the work. A task that is preempted at the
 // edge of a probe keeps the kernel from running that one again, so one CPU with many tasks
 // wants more; and a softirq may come while a task finds out that hook_enter_softirq is not for it.
-var copies = map[string]int{bpf.NftraceProgHookEnterSoftirq: 1, bpf.NftraceProgHookEnterTask: 4}
+var copies = map[string]int{
+	bpf.NftraceProgHookEnterSoftirq: 1, bpf.NftraceProgHookEnterTask: 4,
+	bpf.NftraceProgNftTrace: len(bpf.NftraceFrame{}.Skipped) - 1,
+}
 
-// link attaches the programs of a collection. The kernel waits a while in each; it waits for all at once.
-func (t *Tracer) link(coll *ebpf.Collection, specs map[string]*ebpf.ProgramSpec) error {
-	errs := make(chan error, len(specs))
+// copiesOf is how many of them this kernel gets.
+func copiesOf(b Backend, program string, types *btf.Cache) int {
+	if b == Kprobe || !tasksPreempt() || program == bpf.NftraceProgNftTrace && !canKeepTask(types) {
+		return 0
+	}
+	return copies[program]
+}
+
+func copyName(program string, i int) string { return fmt.Sprintf("%s_%d", program, i) }
+
+// canKeepTask tells whether a program can turn preemption off (see bpf/compat.h).
+func canKeepTask(types *btf.Cache) bool {
+	kernel, err := types.Kernel()
+	if err != nil {
+		return false
+	}
+	var f *btf.Func
+	return kernel.TypeByName("bpf_preempt_disable", &f) == nil
+}
+
+// attachAll attaches the programs of a collection; if one fails, the others' links are returned
+// with the error. The kernel waits a while in each; it waits for all at once.
+func attachAll(coll *ebpf.Collection, specs map[string]*ebpf.ProgramSpec) (map[string]link.Link, error) {
+	type attached struct {
+		name string
+		link link.Link
+		err  error
+	}
+	done := make(chan attached, len(specs))
 	for name, spec := range specs {
 		go func() {
-			l, err := link.AttachTracing(link.TracingOptions{Program: coll.Programs[name]})
+			l, err := attachProgram(spec, coll.Programs[name])
 			if err != nil {
-				errs <- loadError("attach to "+spec.AttachTo, err)
-				return
+				err = loadError("attach to "+spec.AttachTo, err)
 			}
-			t.mu.Lock()
-			t.links[name] = l
-			t.mu.Unlock()
-			errs <- nil
+			done <- attached{name, l, err}
 		}()
 	}
+	links := map[string]link.Link{}
 	var first error
 	for range specs {
-		if err := <-errs; err != nil && first == nil {
-			first = err
+		switch a := <-done; {
+		case a.err == nil:
+			links[a.name] = a.link
+		case first == nil:
+			first = a.err
 		}
 	}
-	return first
+	return links, first
+}
+
+// closeLinks detaches. The kernel waits a while in each; it waits for all at once.
+func closeLinks(links map[string]link.Link) error {
+	errs := make(chan error, len(links))
+	for _, l := range links {
+		go func() { errs <- l.Close() }()
+	}
+	var err error
+	for range links {
+		err = errors.Join(err, <-errs)
+	}
+	return err
+}
+
+func attachProgram(spec *ebpf.ProgramSpec, p *ebpf.Program) (link.Link, error) {
+	switch {
+	case spec.Type == ebpf.RawTracepoint:
+		return link.AttachRawTracepoint(link.RawTracepointOptions{Name: spec.AttachTo, Program: p})
+	case strings.HasPrefix(spec.SectionName, "kretprobe/"):
+		return link.Kretprobe(spec.AttachTo, p, nil)
+	case spec.Type == ebpf.Kprobe:
+		return link.Kprobe(spec.AttachTo, p, nil)
+	}
+	return link.AttachTracing(link.TracingOptions{Program: p})
+}
+
+// Untraced says what this kernel's probes cannot tell, and why; "" if there is nothing. It may
+// be more once AttachModules has been called.
+func (t *Tracer) Untraced() string {
+	var all []string
+	for _, u := range t.untraced {
+		all = append(all, u.what)
+	}
+	return strings.Join(all, "; ")
 }
 
 // Waiting returns the modules of rulesets that are not loaded; they are traced from when
@@ -419,7 +675,7 @@ func (t *Tracer) link(coll *ebpf.Collection, specs map[string]*ebpf.ProgramSpec)
 func (t *Tracer) Waiting() []string { return t.waiting }
 
 // AttachModules attaches the probes of the modules that have been loaded since the
-// last call. It returns the names of those of Waiting that have been.
+// last call. It returns the names of those of Waiting that are traced since.
 func (t *Tracer) AttachModules() ([]string, error) {
 	var ready, rest []group
 	for _, g := range t.pending {
@@ -444,7 +700,11 @@ func (t *Tracer) AttachModules() ([]string, error) {
 	if err := t.setSymbols(); err != nil {
 		return nil, err
 	}
-	return loaded, t.attach(ready)
+	err := t.attach(ready)
+	loaded = slices.DeleteFunc(loaded, func(m string) bool {
+		return slices.ContainsFunc(t.untraced, func(u untraced) bool { return u.module == m })
+	})
+	return loaded, err
 }
 
 // Read returns the next record. It waits until deadline at the most and then
@@ -457,10 +717,10 @@ func (t *Tracer) Read(deadline time.Time) ([]byte, error) {
 // NewTable is a table that replaced another, or a new generation of a namespace's nf_tables.
 type NewTable struct {
 	NFT   uint32         // nf_tables: the generation (NFTA_GEN_ID)
-	ID    events.TableID // xtables
+	ID    events.TableID // xtables; of ebtables' only Private is known
 	Netns uint32         // inode of the network namespace; xtables: that of the program that did it
-	PF    uint8          // xtables: events.PFIPv4 …
-	Name  string         // xtables
+	PF    uint8          // xtables and ebtables: events.PFIPv4 …
+	Name  string         // xtables and ebtables
 }
 
 // ReadTable returns the next table that replaced another, as Read does a record. It may be
@@ -497,7 +757,7 @@ func cString(s []int8) string {
 }
 
 // Lookup runs read, which asks the kernel for one table's entries (from this
-// process, with IPT_SO_GET_ENTRIES or IP6T_SO_GET_ENTRIES), and tells which
+// process, with IPT_SO_GET_ENTRIES or what other families have for it), and tells which
 // generation of the table the kernel handed out. It must not be called while it runs.
 func (t *Tracer) Lookup(read func() error) (events.TableID, error) {
 	v := t.vars[bpf.NftraceVarLastLookup]
@@ -519,7 +779,10 @@ type Losses struct {
 	RingBuffer uint64 // records: the buffer was full
 	Journeys   uint64 // packets: too many under way at once
 	Frames     uint64 // calls of hooks: too many open at once on a CPU
-	Probes     uint64 // hits of probes that the kernel skipped (recursion), but of those that are there more than once
+	// Probes counts hits of probes that the kernel skipped (recursion), but of those that are
+	// there more than once. Of kprobes: packets that were met while they were skipped, and
+	// returns of functions.
+	Probes uint64
 }
 
 // Total is the sum over all causes but Probes: those may have been hits of packets that
@@ -533,6 +796,7 @@ func (t *Tracer) Losses() (Losses, error) {
 		bpf.NftraceLossLOSS_RINGBUF:  &l.RingBuffer,
 		bpf.NftraceLossLOSS_JOURNEYS: &l.Journeys,
 		bpf.NftraceLossLOSS_FRAMES:   &l.Frames,
+		bpf.NftraceLossLOSS_SKIPPED:  &l.Probes,
 	} {
 		var perCPU []uint64
 		if err := t.maps[bpf.NftraceMapLosses].Lookup(uint32(cause), &perCPU); err != nil {
@@ -543,9 +807,12 @@ func (t *Tracer) Losses() (Losses, error) {
 		}
 	}
 	for _, c := range t.colls {
+		hookCopied := c.Programs[copyName(bpf.NftraceProgHookEnterTask, 1)] != nil
+		nftCopied := c.Programs[copyName(bpf.NftraceProgNftTrace, 1)] != nil
 		for name, p := range c.Programs {
 			// Of copies one is enough.
-			if strings.HasPrefix(name, bpf.NftraceProgHookEnter) && tasksPreempt() {
+			if strings.HasPrefix(name, bpf.NftraceProgHookEnter) && hookCopied ||
+				strings.HasPrefix(name, bpf.NftraceProgNftTrace) && nftCopied {
 				continue
 			}
 			stats, err := p.Stats()
@@ -574,15 +841,7 @@ func (t *Tracer) Stop() error { return t.vars[bpf.NftraceVarTracing].Set(uint64(
 func (t *Tracer) Close() error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	var err error
-	// The kernel waits a while in each; let it wait for all at once.
-	errs := make(chan error, len(t.links))
-	for _, l := range t.links {
-		go func() { errs <- l.Close() }()
-	}
-	for range t.links {
-		err = errors.Join(err, <-errs)
-	}
+	err := closeLinks(t.links)
 	clear(t.links)
 	if t.key != nil {
 		err = errors.Join(err, t.key.Close())

@@ -15,7 +15,6 @@ typedef unsigned int u32;
 typedef unsigned short u16;
 typedef unsigned char u8;
 
-#define __verified_once static
 #define bpf_ntohs(x)	__builtin_bswap16(x)
 #define ETH_P_IP	0x0800
 #define ETH_P_ARP	0x0806
@@ -31,9 +30,17 @@ struct sk_buff {
 
 static const bool use_mac = true;
 
+#define __verified_once_mem
+#define get(p, field) ((p)->field)
+
 static u16 vlan_of(struct sk_buff *skb)
 {
 	return skb->tag;
+}
+
+static u16 protocol_of(struct sk_buff *skb)
+{
+	return bpf_ntohs(skb->protocol);
 }
 
 static u64 number(const void *p)

@@ -1,0 +1,208 @@
+package symbolize
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// nftNews are the messages of a commit, by words: +N and -N is a rule that is added behind all
+// others and deleted, ^N one that is added before all, N<M rule N behind rule M, =N one that
+// replaced the first or the last, ?N one of a kernel that does not tell where it is. All are in
+// chain c, "/" is the same in chain d; "!" deletes the table, "*" adds it with both chains.
+func nftNews(t testing.TB, words string) []netlink.Message {
+	t.Helper()
+	var news []netlink.Message
+	tell := func(msg uint16, flags netlink.HeaderFlags, f func(*netlink.AttributeEncoder)) {
+		e := netlink.NewAttributeEncoder()
+		f(e)
+		b, err := e.Encode()
+		if err != nil {
+			t.Fatal(err)
+		}
+		news = append(news, netlink.Message{
+			Header: netlink.Header{Type: nftType(msg), Flags: flags}, Data: append([]byte{unix.NFPROTO_INET, 0, 0, 0}, b...),
+		})
+	}
+	be64 := func(n uint64) []byte { return []byte{0, 0, 0, 0, 0, 0, byte(n >> 8), byte(n)} }
+	for _, w := range strings.Fields(words) {
+		table := func(e *netlink.AttributeEncoder) {
+			e.String(unix.NFTA_TABLE_NAME, "t")
+			e.Bytes(nftaTableHandle, be64(7))
+		}
+		switch w {
+		case "!":
+			tell(unix.NFT_MSG_DELTABLE, 0, table)
+			continue
+		case "*":
+			tell(unix.NFT_MSG_NEWTABLE, 0, table)
+			for i, name := range []string{"c", "d"} {
+				tell(unix.NFT_MSG_NEWCHAIN, 0, func(e *netlink.AttributeEncoder) {
+					e.String(unix.NFTA_CHAIN_TABLE, "t")
+					e.String(unix.NFTA_CHAIN_NAME, name)
+					e.Bytes(unix.NFTA_CHAIN_HANDLE, be64(uint64(i+1)))
+				})
+			}
+			continue
+		}
+		chain := "c"
+		if rest, ok := strings.CutPrefix(w, "/"); ok {
+			chain, w = "d", rest
+		}
+		var n, after uint64
+		msg, flags := uint16(unix.NFT_MSG_NEWRULE), netlink.HeaderFlags(0)
+		switch w[0] {
+		case '+':
+			flags = netlink.Create | netlink.Append
+		case '^':
+			flags = netlink.Create
+		case '=':
+			flags = netlink.Append
+		case '-':
+			msg = unix.NFT_MSG_DELRULE
+		case '?':
+		default:
+			flags, w = netlink.Create, "<"+w
+		}
+		if _, err := fmt.Sscanf(w[1:], "%d<%d", &n, &after); n == 0 {
+			t.Fatal(w, err)
+		}
+		tell(msg, flags, func(e *netlink.AttributeEncoder) {
+			e.String(unix.NFTA_RULE_TABLE, "t")
+			e.String(unix.NFTA_RULE_CHAIN, chain)
+			e.Bytes(unix.NFTA_RULE_HANDLE, be64(n))
+			if after != 0 {
+				e.Bytes(unix.NFTA_RULE_POSITION, be64(after))
+			}
+		})
+	}
+	return news
+}
+
+// TestNFTModel: rules stand where the messages say, or it is said that they do not say it.
+func TestNFTModel(t *testing.T) {
+	for _, tt := range []struct {
+		commits []string
+		want    string // rules of c, and of d; a part of the error
+	}{
+		{[]string{"* +1 +2 /+3"}, "1 2 / 3"},
+		{[]string{"* +1", "+2", "^3"}, "3 1 2 /"},
+		{[]string{"* +1 +2", "3<1"}, "1 3 2 /"},
+		{[]string{"* +1 +2", "3<4 4<1"}, "1 4 3 2 /"},            // each was put behind 1
+		{[]string{"* +1 +2", "3<4 4<5 5<1"}, "1 5 4 3 2 /"},      // so was each of these
+		{[]string{"* +1 2<1 +3"}, "1 2 3 /"},                     // of one commit, the last has no position
+		{[]string{"* ?1"}, "1 /"},                                // it cannot be elsewhere
+		{[]string{"* +1 +2 +3", "-2", "-1"}, "3 /"},              //
+		{[]string{"* +1 +2", "-1 -2 +3 +4"}, "3 4 /"},            // a chain that is flushed
+		{[]string{"* +1", "! * +2"}, "2 /"},                      // a table that is made anew
+		{[]string{"* +1 +2", "!"}, ""},                           //
+		{[]string{"* +1 +2", "/+3 -1"}, "2 / 3"},                 // of another chain
+		{[]string{"* +1", "-1", "+2", "+3"}, "2 3 /"},            // of other commits
+		{[]string{"* +1 +2", "=3 -1"}, "where rule 3 is"},        //
+		{[]string{"* +1 +2", "-1 =3"}, "where rule 3 is"},        //
+		{[]string{"* +1", "?2"}, "where rule 2 is"},              // Linux 5.10
+		{[]string{"* +1 +2", "+3 -1"}, "may have been replaced"}, // if its flags lie
+		{[]string{"* +1 +2", "-1 +3"}, "where rule 3 is"},        //
+		{[]string{"* +1", "2<3"}, "behind one that is not there"},
+		{[]string{"* +1", "2<3 4<3"}, "two rules behind rule 3"},
+		{[]string{"* +1 /+2", "3<2"}, "behind one of another chain"},
+		{[]string{"* +1 +1"}, "a second rule 1"},
+		{[]string{"* 1<1 ^1"}, "a second rule 1"},
+		{[]string{"* -1"}, "no rule 1"},
+		{[]string{"+1"}, "is in no chain"},
+		{[]string{"!"}, "no table t"},
+	} {
+		got, err := "", error(nil)
+		m := &nftModel{}
+		for i, c := range tt.commits {
+			var r *NFTRuleset
+			if r, err = m.commit(nftNews(t, c), uint32(i), uint32(i+1)); err != nil {
+				break
+			}
+			got = nftRules(r)
+		}
+		if err != nil && (!errors.Is(err, errNFTGap) || !strings.Contains(err.Error(), tt.want)) || err == nil && got != tt.want {
+			t.Errorf("%q: %q, %v, want %q", tt.commits, got, err, tt.want)
+		}
+	}
+	m := &nftModel{}
+	if _, err := m.commit(nftNews(t, "*"), 5, 7); !errors.Is(err, errNFTGap) {
+		t.Errorf("a generation was missed: %v", err)
+	}
+	if r, err := m.commit(nftNews(t, "*"), 1<<32-1, 1); err != nil || r.Gen != 1 {
+		t.Errorf("there is no generation 0: %v", err)
+	}
+}
+
+func nftRules(r *NFTRuleset) string {
+	var words []string
+	for _, t := range r.Tables {
+		for i, c := range t.Chains {
+			if i > 0 {
+				words = append(words, "/")
+			}
+			for _, rule := range c.Rules {
+				words = append(words, fmt.Sprint(rule.Handle))
+			}
+		}
+	}
+	return strings.Join(words, " ")
+}
+
+// A model that takes messages has each rule once, under its handle and with its number.
+func FuzzNFTModel(f *testing.F) {
+	f.Add([]byte("\x00\x11\x12\x31\x82"))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if len(b) > 64 {
+			return
+		}
+		words := []string{"*"}
+		for i, op := range b {
+			n := int(op&15) + 1
+			switch op >> 4 {
+			case 0:
+				words = append(words, "!", "*")
+			case 1, 2:
+				words = append(words, fmt.Sprintf("+%d", n))
+			case 3:
+				words = append(words, fmt.Sprintf("^%d", n))
+			case 4:
+				words = append(words, fmt.Sprintf("-%d", n))
+			case 5:
+				words = append(words, fmt.Sprintf("/+%d", n))
+			case 6:
+				words = append(words, fmt.Sprintf("/-%d", n))
+			case 7:
+				words = append(words, fmt.Sprintf("?%d", n))
+			default:
+				words = append(words, fmt.Sprintf("%d<%d", n, i%16+1))
+			}
+		}
+		m := &nftModel{}
+		r, err := m.commit(nftNews(t, strings.Join(words, " ")), 1, 2)
+		if err != nil {
+			if !errors.Is(err, errNFTGap) {
+				t.Fatal(err)
+			}
+			return
+		}
+		for _, table := range r.Tables {
+			n := 0
+			for _, c := range table.Chains {
+				for i, rule := range c.Rules {
+					n++
+					if rule.Num != i+1 || rule.Chain != c || r.Rule(table.Handle, rule.Handle) != rule {
+						t.Errorf("%q: rule %d", words, rule.Handle)
+					}
+				}
+			}
+			if n != len(table.rules) {
+				t.Errorf("%q: %d rules, %d handles", words, n, len(table.rules))
+			}
+		}
+	})
+}

@@ -1,0 +1,63 @@
+package trace
+
+import (
+	"testing"
+
+	"github.com/cilium/ebpf/btf"
+
+	"github.com/nftrace/nftrace/bpf"
+)
+
+func TestLackedFunction(t *testing.T) {
+	proto := &btf.FuncProto{Return: &btf.Void{}}
+	b, err := btf.NewBuilder([]btf.Type{
+		&btf.Func{Name: "ebt_do_table", Type: proto, Linkage: btf.GlobalFunc},
+		&btf.Func{Name: "do_ebt_set_ctl", Type: proto, Linkage: btf.StaticFunc},
+		&btf.Int{Name: "do_replace_finish", Size: 4},
+	}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	spec, err := b.Spec()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		functions []string
+		want      string
+	}{
+		{nil, ""},
+		{[]string{"ebt_do_table", "do_ebt_set_ctl", "ebt_do_table"}, ""},
+		{[]string{"ebt_do_table", "do_replace_finish", "none"}, "do_replace_finish"},
+	} {
+		if got := lackedFunction(spec, c.functions); got != c.want {
+			t.Errorf("%q: got %q, want %q", c.functions, got, c.want)
+		}
+	}
+}
+
+// A probe of an optional group is attached to a function of a module: where that is not there
+// can be seen.
+func TestOptionalGroups(t *testing.T) {
+	spec, err := bpf.LoadNftrace()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, g := range groups {
+		if !g.optional {
+			continue
+		}
+		attached := 0
+		for _, name := range g.programs {
+			p := spec.Programs[name]
+			if g.module == "" || p == nil {
+				t.Errorf("%s of module %q cannot be optional", name, g.module)
+			} else if p.AttachTo != "" {
+				attached++
+			}
+		}
+		if attached == 0 {
+			t.Errorf("module %q: no probe tells whether its functions are there", g.module)
+		}
+	}
+}
