@@ -31,11 +31,11 @@ const aptRefresh = 24 * time.Hour
 // debianKeyring is what Debian signs its suites with (package debian-archive-keyring).
 const debianKeyring = "/usr/share/keyrings/debian-archive-keyring.gpg"
 
-// suitesApt returns the options to ask for packages of suites that the machine's apt sources
-// need not have. Index and state are below dir and nowhere else; the machine's apt lends
+// suitesApt returns the options to ask for an architecture's packages of suites that the
+// machine's apt sources need not have. Index and state are below dir and nowhere else; the machine's apt lends
 // the archive's address and what it says of proxies. Where the archive cannot be reached,
 // an index fetched before is used and log is told so.
-func suitesApt(ctx context.Context, dir string, suites []suite, log io.Writer) (apt, error) {
+func suitesApt(ctx context.Context, dir, arch string, suites []suite, log io.Writer) (apt, error) {
 	for _, d := range []string{"lists/partial", "cache/archives/partial"} {
 		if err := os.MkdirAll(filepath.Join(dir, d), 0o755); err != nil {
 			return nil, err
@@ -58,7 +58,7 @@ func suitesApt(ctx context.Context, dir string, suites []suite, log io.Writer) (
 	if _, err := os.Stat(keyring); err != nil {
 		keyring = "" // apt then checks with all keys that the machine trusts
 	}
-	sources, err := suiteSources(suites, targets, keyring)
+	sources, err := suiteSources(arch, suites, targets, keyring)
 	if err != nil {
 		return nil, err
 	}
@@ -68,7 +68,7 @@ func suitesApt(ctx context.Context, dir string, suites []suite, log io.Writer) (
 		return nil, err
 	}
 	conf := filepath.Join(dir, "apt.conf")
-	if err := os.WriteFile(conf, []byte(aptConf(dir, list)), 0o644); err != nil {
+	if err := os.WriteFile(conf, []byte(aptConf(dir, arch, list)), 0o644); err != nil {
 		return nil, err
 	}
 	opts := apt{"-c", conf}
@@ -93,11 +93,15 @@ func suitesApt(ctx context.Context, dir string, suites []suite, log io.Writer) (
 }
 
 // aptConf is read behind the machine's own configuration and keeps apt from all that is
-// the machine's: sources, preferences, index, caches, and what is run after an update.
-func aptConf(dir, list string) string {
+// the machine's: architecture, sources, preferences, index, caches, and what is run after
+// an update.
+func aptConf(dir, arch, list string) string {
 	return fmt.Sprintf(`#clear APT::Update::Pre-Invoke;
 #clear APT::Update::Post-Invoke;
 #clear APT::Update::Post-Invoke-Success;
+#clear APT::Architectures;
+APT::Architecture %[3]q;
+APT::Architectures %[3]q;
 Dir::Etc::sourcelist %[2]q;
 Dir::Etc::sourceparts "-";
 Dir::Etc::preferences "-";
@@ -112,7 +116,7 @@ Dir::Cache::srcpkgcache "srcpkgcache.bin";
 APT::Update::Error-Mode "any"; // an index that was not fetched is an error, not a warning
 Acquire::Retries "0";
 Acquire::http::Timeout "20";
-`, dir, list)
+`, dir, list, arch)
 }
 
 // run is output with the options; for root, without apt's user for downloads.
@@ -160,16 +164,16 @@ func archiveOf(targets string, security bool) string {
 	return guess
 }
 
-// suiteSources is a sources.list for the suites, at the archive that the machine's own apt
+// suiteSources is a sources.list for an architecture's packages of the suites, at the archive that the machine's own apt
 // uses. A suite whose archive is not known is left out; it is an error if that leaves none.
-func suiteSources(suites []suite, targets, keyring string) (string, error) {
+func suiteSources(arch string, suites []suite, targets, keyring string) (string, error) {
 	var b strings.Builder
 	for _, s := range suites {
 		uri := archiveOf(targets, s.security)
 		if uri == "" {
 			continue
 		}
-		options := "arch=amd64 target=Packages lang=none"
+		options := "arch=" + arch + " target=Packages lang=none"
 		if keyring != "" {
 			options += " signed-by=" + keyring
 		}

@@ -9,9 +9,12 @@
 //     machine's own apt knows, unpacked into a cache and never installed
 //     (kernel.go holds the one table of kernels);
 //   - an initramfs: busybox, the network tools with their shared libraries and
-//     the kernel's network modules, cached by content (initramfs.go);
-//   - an init: the binary that starts the VM is also the guest's /init
-//     (guest.go), so the two ends of the wire (wire.go) are built together.
+//     the kernel's network modules, cached by content (initramfs.go); for a
+//     kernel of another architecture the tools come from packages of that
+//     (root.go);
+//   - an init: the binary that starts the VM, or the same built for another
+//     architecture, is also the guest's /init (guest.go), so the two ends of the
+//     wire (wire.go) are built together.
 //
 // The command for it is testenv/cmd/vm. Nothing is left behind: the guest's
 // file system is in memory and the files QEMU needs have no name.

@@ -5,7 +5,6 @@ import (
 	"crypto/sha256"
 	"debug/elf"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -16,30 +15,6 @@ import (
 	"slices"
 	"strings"
 )
-
-// tools are the programs of the host that every guest has, with the package
-// that brings them.
-var tools = []struct{ program, pkg string }{
-	{"ip", "iproute2"},
-	{"bridge", "iproute2"},
-	{"tc", "iproute2"},
-	{"ss", "iproute2"},
-	{"xtables-legacy-multi", "iptables"},
-	{"xtables-nft-multi", "iptables"},
-	{"nft", "nftables"},
-	{"conntrack", "conntrack"},
-	{"ping", "iputils-ping"},
-	{"tcpdump", "tcpdump"},
-	{"dash", "dash"}, // busybox sh would run its own ip and ping
-	{"kmod", "kmod"},
-	{"taskset", "util-linux"},
-	{"chrt", "util-linux"},
-	{"unshare", "util-linux"},
-	{"nsenter", "util-linux"},
-}
-
-// optionalTools come along where the host has them.
-var optionalTools = []string{"strace", "bpftool", "ethtool", "ipset", "bash"}
 
 // links are the names under which multi-call programs are used. iptables and
 // its kin without -legacy or -nft go through /etc/alternatives as on Debian, so
@@ -106,26 +81,14 @@ const initramfsFormat = "1"
 // parts have changed. It is not compressed: under TCG the guest unpacks 60 MB
 // of plain cpio faster than it inflates 20 MB of gzip.
 func Initramfs(ctx context.Context, k *Kernel, log io.Writer) (string, error) {
-	files, err := hostFiles(ctx)
+	r, err := rootOf(ctx, k, log)
 	if err != nil {
 		return "", err
 	}
-	busybox, err := exec.LookPath("busybox")
+	files, err := r.files()
 	if err != nil {
-		return "", fmt.Errorf("%w; make setup installs it (package busybox-static)", err)
+		return "", err
 	}
-	if f, err := elf.Open(busybox); err == nil {
-		_, err = f.ImportedLibraries()
-		if libs, _ := f.ImportedLibraries(); len(libs) > 0 {
-			return "", fmt.Errorf("%s is not static: install the package busybox-static", busybox)
-		}
-		f.Close()
-		if err != nil {
-			return "", fmt.Errorf("%s: %w", busybox, err)
-		}
-	}
-	files["/usr/bin/busybox"] = busybox
-
 	key, err := contentKey(k, files)
 	if err != nil {
 		return "", err
@@ -162,138 +125,6 @@ func Initramfs(ctx context.Context, k *Kernel, log io.Writer) (string, error) {
 		}
 	}
 	return out, nil
-}
-
-// hostFiles lists what is copied from the host: guest path → host path.
-func hostFiles(ctx context.Context) (map[string]string, error) {
-	files := map[string]string{}
-	libs, err := newLibraries(ctx)
-	if err != nil {
-		return nil, err
-	}
-	var missing []string
-	add := func(program string) error {
-		p, err := exec.LookPath(program)
-		if err != nil {
-			return err
-		}
-		p, err = filepath.EvalSymlinks(p)
-		if err != nil {
-			return err
-		}
-		return libs.add(files, path.Join("/usr", strings.TrimPrefix(p, "/usr")), p)
-	}
-	for _, t := range tools {
-		if err := add(t.program); errors.Is(err, exec.ErrNotFound) {
-			missing = append(missing, t.pkg)
-		} else if err != nil {
-			return nil, err
-		}
-	}
-	if len(missing) > 0 {
-		slices.Sort(missing)
-		return nil, fmt.Errorf("the guest needs programs that this machine lacks: make setup installs %s",
-			strings.Join(slices.Compact(missing), " "))
-	}
-	for _, t := range optionalTools {
-		if err := add(t); err != nil && !errors.Is(err, exec.ErrNotFound) {
-			return nil, err
-		}
-	}
-	// The programs load these by name at run time.
-	exts, err := filepath.Glob("/usr/lib/*/xtables/*.so")
-	if err != nil {
-		return nil, err
-	}
-	for _, e := range exts {
-		if err := libs.add(files, e, e); err != nil {
-			return nil, err
-		}
-	}
-	for _, f := range []string{"/etc/protocols", "/etc/services", "/etc/ethertypes", "/etc/iproute2/rt_dsfield", "/etc/iproute2/rt_protos",
-		"/etc/iproute2/rt_tables", "/etc/iproute2/rt_scopes", "/etc/iproute2/group"} {
-		if _, err := os.Stat(f); err == nil {
-			files[f] = f
-		}
-	}
-	return files, nil
-}
-
-// libraries finds shared libraries as the dynamic loader would: by the cache
-// that ldconfig made.
-type libraries struct {
-	path map[string]string // soname → file
-}
-
-func newLibraries(ctx context.Context) (*libraries, error) {
-	ldconfig := "ldconfig"
-	if _, err := exec.LookPath(ldconfig); err != nil {
-		ldconfig = "/sbin/ldconfig" // a user's PATH may lack sbin
-	}
-	out, err := output(ctx, "", ldconfig, "-p")
-	if err != nil {
-		return nil, err
-	}
-	l := &libraries{path: map[string]string{}}
-	for line := range strings.SplitSeq(out, "\n") {
-		//	libz.so.1 (libc6,x86-64) => /lib/x86_64-linux-gnu/libz.so.1
-		name, rest, ok := strings.Cut(strings.TrimSpace(line), " ")
-		if !ok || !strings.Contains(rest, "x86-64") {
-			continue
-		}
-		if _, p, ok := strings.Cut(rest, "=> "); ok && l.path[name] == "" {
-			l.path[name] = p
-		}
-	}
-	return l, nil
-}
-
-// add puts an ELF file and all libraries that it needs into files.
-func (l *libraries) add(files map[string]string, guest, host string) error {
-	if files[guest] != "" {
-		return nil
-	}
-	files[guest] = host
-	f, err := elf.Open(host)
-	if err != nil {
-		if bad := (*elf.FormatError)(nil); errors.As(err, &bad) {
-			return nil // a script
-		}
-		return err
-	}
-	defer f.Close()
-	needed, err := f.ImportedLibraries()
-	if err != nil {
-		return fmt.Errorf("%s: %w", host, err)
-	}
-	for _, p := range f.Progs {
-		if p.Type == elf.PT_INTERP {
-			b, err := io.ReadAll(p.Open())
-			if err != nil {
-				return fmt.Errorf("%s: %w", host, err)
-			}
-			interp := strings.TrimRight(string(b), "\x00")
-			files[merged(interp)] = interp
-		}
-	}
-	for _, n := range needed {
-		p := l.path[n]
-		if p == "" {
-			return fmt.Errorf("%s needs %s, which ldconfig -p does not know", host, n)
-		}
-		if err := l.add(files, merged(p), p); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// merged gives the place of a library in a system with merged /usr.
-func merged(p string) string {
-	if strings.HasPrefix(p, "/lib") {
-		return "/usr" + p
-	}
-	return p
 }
 
 // contentKey hashes what goes into the archive. A kernel's package directory
@@ -344,7 +175,8 @@ func buildInitramfs(ctx context.Context, k *Kernel, files map[string]string, tmp
 	for _, name := range sortedKeys(etc) {
 		a.data(name, 0o644, []byte(etc[name]))
 	}
-	applets, err := output(ctx, "", files["/usr/bin/busybox"], "--list-full")
+	// The machine's own has the same applets as one of another architecture, and runs.
+	applets, err := output(ctx, "", "busybox", "--list-full")
 	if err != nil {
 		return err
 	}

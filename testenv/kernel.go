@@ -2,6 +2,7 @@ package testenv
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -24,6 +25,8 @@ type kernelSource struct {
 	pattern *regexp.Regexp
 	// suites have the packages; none: those of the machine's own apt sources.
 	suites []suite
+	// arch is another architecture than amd64. Then suites have the guest's programs, too.
+	arch string
 }
 
 // kernelPackages is the table of kernels.
@@ -37,6 +40,16 @@ var kernelPackages = []kernelSource{
 		suites: []suite{{name: "trixie-backports"}, {name: "sid"}}},
 	{name: "5.10", pattern: regexp.MustCompile(`^linux-image-5\.10\.0-[0-9]+-cloud-amd64(-unsigned)?$`),
 		suites: []suite{{name: "bullseye"}, {name: "bullseye-security", security: true, ended: true}}},
+	{name: "6.12-arm64", pattern: regexp.MustCompile(`^linux-image-6\.12\.[0-9]+\+deb[0-9]+-cloud-arm64(-unsigned)?$`),
+		suites: []suite{{name: "bookworm"}, {name: "bookworm-security", security: true}}, arch: "arm64"},
+}
+
+// apt gets options to ask for the packages; cache is the cache's directory.
+func (s *kernelSource) apt(ctx context.Context, cache string, log io.Writer) (apt, error) {
+	if s.suites == nil {
+		return nil, nil
+	}
+	return suitesApt(ctx, filepath.Join(cache, "apt", s.name), cmp.Or(s.arch, "amd64"), s.suites, log)
 }
 
 // binaryPrefix is how the packages are named that hold a kernel and nothing else.
@@ -62,9 +75,19 @@ func KernelNames() []string {
 	return names
 }
 
+// sourceOf returns nil for a name that nobody knows.
+func sourceOf(name string) *kernelSource {
+	i := slices.IndexFunc(kernelPackages, func(k kernelSource) bool { return k.name == name })
+	if i < 0 {
+		return nil
+	}
+	return &kernelPackages[i]
+}
+
 // Kernel is an unpacked kernel package.
 type Kernel struct {
 	Name    string // as asked for: "6.12"
+	Arch    string // "" is amd64; else the guest's programs are of packages, too
 	Package string // linux-image-6.12.117+deb12-cloud-amd64
 	Version string // the package's version
 	Release string // what uname -r says in it
@@ -111,11 +134,10 @@ func CacheDir() (string, error) {
 // reached, a kernel cached before is used and log is told so; if there is none, root
 // has the machine's package index brought up to date first.
 func FindKernel(ctx context.Context, name string, log io.Writer) (*Kernel, error) {
-	i := slices.IndexFunc(kernelPackages, func(k kernelSource) bool { return k.name == name })
-	if i < 0 {
+	src := sourceOf(name)
+	if src == nil {
 		return nil, fmt.Errorf("no kernel %q: there are %s", name, strings.Join(KernelNames(), ", "))
 	}
-	src := &kernelPackages[i]
 	cache, err := CacheDir()
 	if err != nil {
 		return nil, err
@@ -129,7 +151,7 @@ func FindKernel(ctx context.Context, name string, log io.Writer) (*Kernel, error
 	if err == nil {
 		return k, nil
 	}
-	if k := newestCached(ctx, name, src.pattern, cache); k != nil && ctx.Err() == nil {
+	if k := newestCached(ctx, src, cache); k != nil && ctx.Err() == nil {
 		fmt.Fprintf(log, "vm: using the cached %s %s: %v\n", k.Package, k.Version, err)
 		return k, nil
 	}
@@ -149,12 +171,9 @@ func FindKernel(ctx context.Context, name string, log io.Writer) (*Kernel, error
 
 // newestKernel returns the kernel in the newest package that the index has.
 func newestKernel(ctx context.Context, src *kernelSource, cache string, log io.Writer) (*Kernel, error) {
-	var a apt
-	if src.suites != nil {
-		var err error
-		if a, err = suitesApt(ctx, filepath.Join(filepath.Dir(cache), "apt", src.name), src.suites, log); err != nil {
-			return nil, err
-		}
+	a, err := src.apt(ctx, filepath.Dir(cache), log)
+	if err != nil {
+		return nil, err
 	}
 	pkg, version, err := newestPackage(ctx, a, src.pattern)
 	if err != nil {
@@ -167,10 +186,10 @@ func newestKernel(ctx context.Context, src *kernelSource, cache string, log io.W
 			return nil, err
 		}
 	}
-	return openKernel(src.name, pkg, version, dir)
+	return openKernel(src, pkg, version, dir)
 }
 
-func openKernel(name, pkg, version, dir string) (*Kernel, error) {
+func openKernel(src *kernelSource, pkg, version, dir string) (*Kernel, error) {
 	boot, err1 := filepath.Glob(filepath.Join(dir, "boot", "vmlinuz-*"))
 	modules, err2 := filepath.Glob(filepath.Join(dir, "usr/lib/modules/*/vmlinuz"))
 	if err := errors.Join(err1, err2); err != nil {
@@ -186,7 +205,7 @@ func openKernel(name, pkg, version, dir string) (*Kernel, error) {
 	if len(releases) != 1 {
 		return nil, fmt.Errorf("%s: %d kernel images where one was expected; remove the directory and try again", dir, len(releases))
 	}
-	return &Kernel{Name: name, Package: pkg, Version: version, Release: releases[0], Dir: dir}, nil
+	return &Kernel{Name: src.name, Arch: src.arch, Package: pkg, Version: version, Release: releases[0], Dir: dir}, nil
 }
 
 // newestPackage asks a package index.
@@ -244,18 +263,24 @@ func newer(ctx context.Context, a, b string) bool {
 	return exec.CommandContext(ctx, "dpkg", "--compare-versions", a, "gt", b).Run() == nil
 }
 
-// fetchPackage downloads a package, with those that have the rest of its kernel, and unpacks
-// them together as dir. The directory appears complete or not at all.
+// fetchPackage downloads a kernel's package, with those that have the rest of it, and unpacks
+// them together as dir.
 func fetchPackage(ctx context.Context, a apt, pkg, version, dir string) error {
+	packages := []string{pkg + "=" + version}
+	for _, p := range otherParts(pkg) {
+		packages = append(packages, p+"="+version)
+	}
+	return a.unpack(ctx, packages, dir)
+}
+
+// unpack downloads packages (NAME=VERSION) and unpacks them together as dir, which appears
+// complete or not at all.
+func (a apt) unpack(ctx context.Context, packages []string, dir string) error {
 	tmp, err := os.MkdirTemp(filepath.Dir(dir), ".fetch-")
 	if err != nil {
 		return err
 	}
 	defer os.RemoveAll(tmp)
-	packages := []string{pkg + "=" + version}
-	for _, p := range otherParts(pkg) {
-		packages = append(packages, p+"="+version)
-	}
 	if _, err := a.run(ctx, tmp, "apt-get", append([]string{"-q", "download"}, packages...)...); err != nil {
 		return fmt.Errorf("%w; if the package index is old, %s", err, a.cure())
 	}
@@ -282,7 +307,7 @@ func fetchPackage(ctx context.Context, a apt, pkg, version, dir string) error {
 	return err
 }
 
-func newestCached(ctx context.Context, name string, pattern *regexp.Regexp, cache string) *Kernel {
+func newestCached(ctx context.Context, src *kernelSource, cache string) *Kernel {
 	entries, err := os.ReadDir(cache)
 	if err != nil {
 		return nil
@@ -290,10 +315,10 @@ func newestCached(ctx context.Context, name string, pattern *regexp.Regexp, cach
 	var best *Kernel
 	for _, e := range entries {
 		pkg, version, ok := strings.Cut(e.Name(), "_")
-		if !ok || !pattern.MatchString(pkg) || best != nil && !newer(ctx, version, best.Version) {
+		if !ok || !src.pattern.MatchString(pkg) || best != nil && !newer(ctx, version, best.Version) {
 			continue
 		}
-		if k, err := openKernel(name, pkg, version, filepath.Join(cache, e.Name())); err == nil {
+		if k, err := openKernel(src, pkg, version, filepath.Join(cache, e.Name())); err == nil {
 			best = k
 		}
 	}

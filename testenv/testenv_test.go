@@ -66,7 +66,7 @@ func TestArchiveErrorSticks(t *testing.T) {
 func TestKernelPatterns(t *testing.T) {
 	packages := []string{
 		"linux-image-6.12.117+deb12-cloud-amd64", "linux-image-6.12.115+deb12-cloud-amd64-unsigned",
-		"linux-image-6.12.117+deb12-cloud-amd64-dbg", "linux-image-6.12-cloud-amd64", "linux-image-6.12.117+deb12-amd64",
+		"linux-image-6.12.117+deb12-cloud-arm64", "linux-image-6.12.117+deb12-cloud-amd64-dbg", "linux-image-6.12-cloud-amd64", "linux-image-6.12.117+deb12-amd64",
 		"linux-image-6.1.0-56-cloud-amd64", "linux-image-6.1.0-9-cloud-amd64-dbg", "linux-image-cloud-amd64",
 		"linux-image-6.12.117+deb12-rt-amd64",
 		"linux-image-6.18.15+deb13-cloud-amd64", "linux-image-6.18.15+deb13-amd64", "linux-image-6.19.8+deb13-cloud-amd64",
@@ -75,11 +75,12 @@ func TestKernelPatterns(t *testing.T) {
 		"linux-image-5.10.0-46-cloud-amd64", "linux-image-5.10.0-46-cloud-amd64-unsigned", "linux-image-5.10.0-46-amd64",
 	}
 	want := map[string][]string{
-		"6.12": {"linux-image-6.12.117+deb12-cloud-amd64", "linux-image-6.12.115+deb12-cloud-amd64-unsigned"},
-		"6.1":  {"linux-image-6.1.0-56-cloud-amd64"},
-		"6.18": {"linux-image-6.18.15+deb13-cloud-amd64"},
-		"7.x":  {"linux-binary-7.3.4+deb13-cloud-amd64", "linux-binary-unsigned-7.2.13+deb14-cloud-amd64"},
-		"5.10": {"linux-image-5.10.0-46-cloud-amd64", "linux-image-5.10.0-46-cloud-amd64-unsigned"},
+		"6.12":       {"linux-image-6.12.117+deb12-cloud-amd64", "linux-image-6.12.115+deb12-cloud-amd64-unsigned"},
+		"6.1":        {"linux-image-6.1.0-56-cloud-amd64"},
+		"6.18":       {"linux-image-6.18.15+deb13-cloud-amd64"},
+		"7.x":        {"linux-binary-7.3.4+deb13-cloud-amd64", "linux-binary-unsigned-7.2.13+deb14-cloud-amd64"},
+		"6.12-arm64": {"linux-image-6.12.117+deb12-cloud-arm64"},
+		"5.10":       {"linux-image-5.10.0-46-cloud-amd64", "linux-image-5.10.0-46-cloud-amd64-unsigned"},
 	}
 	for _, k := range kernelPackages {
 		var got []string
@@ -118,7 +119,7 @@ func TestOpenKernel(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		k, err := openKernel("6.18", "p", "1", dir)
+		k, err := openKernel(&kernelSource{name: "6.18"}, "p", "1", dir)
 		if err != nil {
 			t.Errorf("%s: %v", image, err)
 			continue
@@ -127,7 +128,7 @@ func TestOpenKernel(t *testing.T) {
 			t.Errorf("%s: release %q, image %s", image, k.Release, k.Image())
 		}
 	}
-	if k, err := openKernel("6.18", "p", "1", t.TempDir()); err == nil {
+	if k, err := openKernel(&kernelSource{name: "6.18"}, "p", "1", t.TempDir()); err == nil {
 		t.Errorf("an empty directory: %+v", k)
 	}
 }
@@ -147,15 +148,15 @@ func TestSuiteSources(t *testing.T) {
 			"http://a.test/debian/|Debian|Debian\n",
 			"deb [arch=amd64 target=Packages lang=none signed-by=/k] http://a.test/debian/ new main\n"},
 	} {
-		if got, err := suiteSources(suites, c.targets, "/k"); err != nil || got != c.want {
+		if got, err := suiteSources("amd64", suites, c.targets, "/k"); err != nil || got != c.want {
 			t.Errorf("%s: %v, got\n%s", c.name, err, got)
 		}
 	}
-	got, err := suiteSources(suites[:1], "http://a.test/debian/|Debian|Debian\n", "")
-	if want := "deb [arch=amd64 target=Packages lang=none] http://a.test/debian/ new main\n"; err != nil || got != want {
+	got, err := suiteSources("arm64", suites[:1], "http://a.test/debian/|Debian|Debian\n", "")
+	if want := "deb [arch=arm64 target=Packages lang=none] http://a.test/debian/ new main\n"; err != nil || got != want {
 		t.Errorf("no keyring: %v, got\n%s", err, got)
 	}
-	if got, err := suiteSources(suites, "http://other.test/debian/|Other|Other\n", ""); err == nil || !strings.Contains(err.Error(), "add a suite of Debian's") {
+	if got, err := suiteSources("amd64", suites, "http://other.test/debian/|Other|Other\n", ""); err == nil || !strings.Contains(err.Error(), "add a suite of Debian's") {
 		t.Errorf("no archive: %v, got\n%s", err, got)
 	}
 }
@@ -183,5 +184,41 @@ func TestConsoleTail(t *testing.T) {
 	s := c.String()
 	if strings.ContainsAny(s, "\r\x1b") || strings.Count(s, "\n") > tailLines || !strings.HasSuffix(s, "test") {
 		t.Errorf("got %q", s)
+	}
+}
+
+func TestSimulated(t *testing.T) {
+	const out = `Reading package lists...
+The following NEW packages will be installed:
+  kmod libc6
+Inst libc6 (2.36-9+deb12u13 Debian:12.12/oldstable, Debian-Security:12/oldstable-security [arm64]) [kmod:arm64 ]
+Inst kmod (30+20221128-1 Debian:12.12/oldstable [arm64])
+Conf libc6 (2.36-9+deb12u13 Debian:12.12/oldstable [arm64])
+`
+	if got, want := simulated(out), []string{"kmod=30+20221128-1", "libc6=2.36-9+deb12u13"}; !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+// A link of another root leads to a file of that root, never to one of the machine.
+func TestRootFind(t *testing.T) {
+	r := &root{dir: t.TempDir()}
+	for _, d := range []string{"bin", "sbin", "usr/sbin"} {
+		if err := os.MkdirAll(filepath.Join(r.dir, d), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(r.dir, "bin/ip"), nil, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for link, target := range map[string]string{"sbin/ip": "/bin/ip", "usr/sbin/rip": "../../sbin/ip", "sbin/sh": "/bin/sh", "sbin/loop": "loop"} {
+		if err := os.Symlink(target, filepath.Join(r.dir, link)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for program, want := range map[string]string{"ip": "/bin/ip", "rip": "/bin/ip", "sh": "", "loop": ""} {
+		if got, err := r.find(program); got != want || (err == nil) != (want != "") {
+			t.Errorf("%s: %q, %v; want %q", program, got, err, want)
+		}
 	}
 }

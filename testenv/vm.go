@@ -3,6 +3,7 @@ package testenv
 import (
 	"archive/tar"
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -12,6 +13,7 @@ import (
 	"os/exec"
 	"path"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -113,7 +115,8 @@ func indent(s string) string {
 // *VMError if the VM failed. The command's own failure is no error.
 //
 // The calling program must be the one that has IsGuestInit and GuestInit in its
-// main: it is the guest's init, too.
+// main: it is the guest's init, too. For a kernel of another architecture init is that
+// program built for it, found beside this one as ARCH/NAME.
 func (v *VM) Run(ctx context.Context) (*Result, error) {
 	if len(v.Args) == 0 {
 		return nil, errors.New("no command to run")
@@ -130,8 +133,9 @@ func (v *VM) Run(ctx context.Context) (*Result, error) {
 
 	runCtx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
+	qemu := machines[v.Kernel.Arch]
 	args := v.qemuArgs()
-	cmd := exec.CommandContext(runCtx, "qemu-system-x86_64")
+	cmd := exec.CommandContext(runCtx, qemu.program)
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Pdeathsig: syscall.SIGKILL,
 		Setpgid:   true, // a terminal's ^C is ours to handle
@@ -178,7 +182,7 @@ func (v *VM) Run(ctx context.Context) (*Result, error) {
 	start := time.Now()
 	if err := cmd.Start(); err != nil {
 		if errors.Is(err, exec.ErrNotFound) {
-			return nil, fmt.Errorf("%w; make setup installs it (package qemu-system-x86)", err)
+			return nil, fmt.Errorf("%w; it is in the package %s, which make setup and make setup-arm64 install", err, qemu.pkg)
 		}
 		return nil, err
 	}
@@ -258,43 +262,57 @@ func (v *VM) Run(ctx context.Context) (*Result, error) {
 	return nil, e
 }
 
+// machines are QEMU's program and what it is told, for each architecture.
+var machines = map[string]struct {
+	program, pkg string
+	cpu          string // emulated
+	args         []string
+	cmdline      string
+}{
+	"": {
+		program: "qemu-system-x86_64", pkg: "qemu-system-x86",
+		// Emulated (QEMU 7.2), cmpxchg16b leaves another instruction's operand in EFLAGS: an
+		// interrupt right behind it, where the kernel takes memory from a slab, comes back with
+		// random flags, to a panic or worse. Without the feature the kernel does not use it.
+		//
+		// "Enhanced rep movsb and stosb" are, emulated, a loop of single bytes: the kernel, told
+		// that they are fast, clears a page in 4096 steps, and in 512 without the feature.
+		cpu:  "max,-cx16,-erms",
+		args: []string{"-machine", "q35"},
+		// On a busy host the emulated timer may not tick in the time that the kernel gives it.
+		cmdline: "console=ttyS0 no_timer_check",
+	},
+	"arm64": {
+		program: "qemu-system-aarch64", pkg: "qemu-system-arm",
+		// The kernel signs return addresses; the architecture's own cipher is slow to emulate.
+		cpu:     "max,pauth-impdef=on",
+		args:    []string{"-machine", "virt,gic-version=3"},
+		cmdline: "console=ttyAMA0",
+	},
+}
+
 func (v *VM) qemuArgs() []string {
-	// Emulated (QEMU 7.2), cmpxchg16b leaves another instruction's operand in EFLAGS: an
-	// interrupt right behind it, where the kernel takes memory from a slab, comes back with
-	// random flags, to a panic or worse. Without the feature the kernel does not use it.
-	//
-	// "Enhanced rep movsb and stosb" are, emulated, a loop of single bytes: the kernel, told
-	// that they are fast, clears a page in 4096 steps, and in 512 without the feature.
-	accel, cpu := "tcg,thread=single", "max,-cx16,-erms"
+	m := machines[v.Kernel.Arch]
+	accel, cpu := "tcg,thread=single", m.cpu
 	if v.KVM {
 		accel, cpu = "kvm", "max"
 	}
-	cmdline := "console=ttyS0 quiet loglevel=3 panic=-1 oops=panic mitigations=off log_buf_len=16M printk.devkmsg=on rdinit=/init" +
+	cmdline := m.cmdline + " quiet loglevel=3 panic=-1 oops=panic mitigations=off log_buf_len=16M printk.devkmsg=on rdinit=/init" +
 		// Self-tests of ciphers that no test uses: 1.5 s of a boot under emulation.
-		" cryptomgr.notests initcall_blacklist=crypto_kdf108_init,init_encrypted,jent_mod_init" +
-		// On a busy host the emulated timer may not tick in the time that the kernel gives it.
-		" no_timer_check"
+		" cryptomgr.notests initcall_blacklist=crypto_kdf108_init,init_encrypted,jent_mod_init"
 	if v.Append != "" {
 		cmdline += " " + v.Append
 	}
-	args := []string{
+	args := append(slices.Clone(m.args),
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
-		"-machine", "q35", "-accel", accel, "-cpu", cpu,
+		"-accel", accel, "-cpu", cpu,
 		"-smp", strconv.Itoa(max(v.CPUs, 1)),
-		"-m", strconv.Itoa(orElse(v.MemoryMiB, 1024)),
-		"-kernel", v.Kernel.Image(), "-append", cmdline,
-	}
+		"-m", strconv.Itoa(cmp.Or(v.MemoryMiB, 1024)),
+		"-kernel", v.Kernel.Image(), "-append", cmdline)
 	if v.CountInstructions {
 		args = append(args, "-icount", "shift=0,sleep=off")
 	}
 	return args
-}
-
-func orElse(n, otherwise int) int {
-	if n == 0 {
-		return otherwise
-	}
-	return n
 }
 
 // initrd makes the guest's file system: the base archive, followed by one with
@@ -338,14 +356,22 @@ func (v *VM) writeInitrd(ctx context.Context, f *os.File) error {
 	if err != nil {
 		return err
 	}
-	// Built without cgo this is one static file; otherwise it needs libraries.
-	libs, err := newLibraries(ctx)
-	if err != nil {
-		return err
-	}
 	files := map[string]string{}
-	if err := libs.add(files, "/init", exe); err != nil {
-		return err
+	if v.Kernel.Arch == "" {
+		// Built without cgo this is one static file; otherwise it needs libraries.
+		r, err := machineRoot(ctx)
+		if err != nil {
+			return err
+		}
+		if err := r.add(files, "/init", exe); err != nil {
+			return err
+		}
+	} else {
+		init := filepath.Join(filepath.Dir(exe), v.Kernel.Arch, filepath.Base(exe))
+		if _, err := os.Stat(init); err != nil {
+			return fmt.Errorf("the guest's init is this program, built for %s: %w", v.Kernel.Arch, err)
+		}
+		files["/init"] = init
 	}
 	for _, name := range sortedKeys(files) {
 		a.file(name, files[name])

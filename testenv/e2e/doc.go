@@ -14,6 +14,7 @@
 //	-- oracle --        namespaces whose packets the kernel traces; h if there is
 //	                    no such section, none if it is empty
 //	-- trace --         the paths that are expected
+//	-- not on 5.10 --   why the case is left out there
 //	-- output --        lines, or parts of lines, that nftrace prints, in this order
 //
 // In shell lines, `on NS command…` runs a command in a namespace, and
@@ -40,8 +41,19 @@
 //	-- args --         arguments of nftrace
 //	-- unresolved --   for what cause runs of tables may be unresolved; there must be some
 //
-// The same rulesets, by way of iptables-nft, and those of testdata/nft go through nf_tables:
-// TestTruthNFT holds every line of nftrace against what the kernel tells of them by netlink.
+// The cases of testdata/arp are rulesets of arptables, legacy and nft. The kernel traces none of ARP:
+// TestTruthARP holds how often nftrace names each rule against the rules' own counters. Sections:
+//
+//	-- rules --        arguments of arptables, a command a line, with "@300 TEXT" as above
+//	-- traffic --      a script of testenv/cmd/traffic, behind the mixture
+//	-- hits --         rules that packets must meet, as "CHAIN NUMBER…"; a NUMBER may be policy
+//	-- legacy --       arptables-nft does not know all of it
+//
+// The rulesets of ebtables-legacy stand in eb_test.go, for each rule gets a watcher that logs it:
+// TestTruthEB holds what nftrace names of each packet against that log.
+//
+// The rulesets of testdata/truth, by way of iptables-nft, and those of testdata/nft go through
+// nf_tables: TestTruthNFT holds every line of nftrace against what the kernel tells of them by netlink.
 // Besides traffic, alone, args and unresolved, the sections of testdata/nft are
 //
 //	-- nft --          input of nft -f, with "@300 TEXT" as above
@@ -50,12 +62,13 @@
 //	-- families --     families besides inet (bridge, arp, netdev) that the oracle traces from
 //	                   their first hooks on
 //	-- not on 6.1 --   why the rules do not load there
-//	-- not yet --      why nftrace need not get it right; the test names the file, too
 //
 // TestInterleaved (make test-interleave) holds rules against ports, where packets
 // meet in one table.
 //
 // nftrace runs around the traffic if there is one in PATH; unless args choose
 // another --format, its trace lines must be the kernel's. Where NFTRACE_IN_VM
-// is not 1, that is outside of a VM, the cases are parsed and skipped.
+// is not 1, that is outside of a VM, the cases are parsed and skipped. NFTRACE_BACKEND=kprobe
+// has all tests run nftrace with --backend kprobe, NFTRACE_NO_BTF=x_tables,bridge takes the type
+// information from modules before they are loaded.
 package e2e

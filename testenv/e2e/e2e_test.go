@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"golang.org/x/tools/txtar"
 
 	"github.com/nftrace/nftrace/testenv/oracle"
@@ -47,6 +48,7 @@ type testCase struct {
 	oracle   []string
 	trace    []path
 	output   []string
+	notOn    map[string]string // why, by kernel
 }
 
 type ruleset struct{ ns, program, text string }
@@ -61,7 +63,7 @@ type path struct {
 
 func parseCase(data []byte) (*testCase, error) {
 	ar := txtar.Parse(data)
-	c := &testCase{about: strings.TrimSpace(string(ar.Comment)), oracle: []string{"h"}}
+	c := &testCase{about: strings.TrimSpace(string(ar.Comment)), oracle: []string{"h"}, notOn: map[string]string{}}
 	seen := map[string]bool{}
 	for _, f := range ar.Files {
 		text := string(f.Data)
@@ -70,7 +72,12 @@ func parseCase(data []byte) (*testCase, error) {
 		}
 		seen[f.Name] = true
 		fields := strings.Fields(f.Name)
+		kernel, not := strings.CutPrefix(f.Name, "not on ")
 		switch {
+		case not:
+			if c.notOn[kernel] = strings.TrimSpace(text); c.notOn[kernel] == "" {
+				return nil, fmt.Errorf("not on %s, and no reason", kernel)
+			}
 		case f.Name == "topology":
 			c.topology = strings.TrimSpace(text)
 		case len(fields) == 3 && fields[0] == "rules":
@@ -204,12 +211,28 @@ func TestCases(t *testing.T) {
 			if os.Getenv("NFTRACE_IN_VM") != "1" {
 				t.Skip("needs a VM: make test-e2e")
 			}
+			for kernel, why := range c.notOn {
+				if strings.HasPrefix(read(t, "/proc/sys/kernel/osrelease"), kernel+".") {
+					t.Skipf("not on Linux %s: %s", kernel, why)
+				}
+			}
 			runCase(t, c)
 		})
 	}
 }
 
+// hasEbtables tells whether the kernel has the legacy tables of ebtables: Debian's have, up to
+// 6.12.
+func hasEbtables() bool {
+	var u unix.Utsname
+	return unix.Uname(&u) == nil && slices.ContainsFunc([]string{"5.10.", "6.1.", "6.12."},
+		func(v string) bool { return strings.HasPrefix(unix.ByteSliceToString(u.Release[:]), v) })
+}
+
 func runCase(t *testing.T, c *testCase) {
+	if strings.Contains(c.topology, "ebtables") && !hasEbtables() {
+		t.Skip("this kernel has no ebtables but by way of nf_tables")
+	}
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	// t.Context ends before cleanups run.
@@ -292,7 +315,8 @@ func runCase(t *testing.T, c *testCase) {
 		t.Fatalf("nftrace: %v", err)
 	}
 	if format == "trace" && o != nil {
-		if err := oracle.Compare(lines, strings.Split(strings.TrimSpace(oracle.Without(string(data))), "\n")); err != nil {
+		tool := strings.Split(strings.TrimSpace(oracle.Without(string(data))), "\n")
+		if err := oracle.Compare(lines, tool); err != nil {
 			t.Error(err)
 		}
 	}

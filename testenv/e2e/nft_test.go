@@ -32,21 +32,16 @@ type nftTruth struct {
 	hits []string
 	// families are those besides inet in which the oracle marks packets, too.
 	families []string
-	// notYet is why nftrace need not get it right.
-	notYet string
 	// notOn says why a ruleset does not load, by the beginning of the kernel's release.
 	notOn map[string]string
 }
-
-// notYet are the cases that nftrace need not get right yet. Each says so, and why, in a
-// section of its own, which is of no use elsewhere. The oracle and the rules must be right.
-var notYet = []string{"bridge"}
 
 // notCompat has the rulesets of testdata/truth that are not for iptables-nft, and why.
 var notCompat = map[string]string{
 	"compat-new-table": "its traffic changes the legacy tables",
 	"compat-replace":   "its traffic changes the legacy tables",
 	"compat-zero":      "its traffic changes the legacy tables",
+	"compat-synproxy":  "the kernel tells of packets that SYNPROXY has freed, by the number that the next at that address may have; nft/synproxy.txtar has it",
 }
 
 // parseNFTTruth reads a case of testdata/nft: see doc.go.
@@ -63,8 +58,6 @@ func parseNFTTruth(name string, data []byte) (*nftTruth, error) {
 			c.hits, err = parseHits(text)
 		case f.Name == "families":
 			c.families = strings.Fields(text)
-		case f.Name == "not yet":
-			c.notYet = strings.TrimSpace(text)
 		case not:
 			if c.notOn[kernel] = strings.TrimSpace(text); c.notOn[kernel] == "" {
 				err = fmt.Errorf("not on %s, and no reason", kernel)
@@ -80,9 +73,6 @@ func parseNFTTruth(name string, data []byte) (*nftTruth, error) {
 	}
 	if c.nft == "" || c.hits == nil {
 		return nil, errors.New("want sections nft and hits")
-	}
-	if slices.Contains(notYet, name) != (c.notYet != "") {
-		return nil, errors.New("a section \"not yet\" and the list notYet go together")
 	}
 	return c, c.check()
 }
@@ -108,36 +98,15 @@ func parseHits(text string) (hits []string, err error) {
 }
 
 // nftTruths are the cases of TestTruthNFT.
-func nftTruths(t *testing.T) (cases []*nftTruth) {
+func nftTruths(t *testing.T) []*nftTruth {
 	t.Helper()
-	read := func(dir string, parse func(name string, data []byte) (*nftTruth, error)) {
-		files, err := filepath.Glob("testdata/" + dir + "/*.txtar")
-		if err != nil {
-			t.Fatal(err)
-		}
-		if len(files) < 40 {
-			t.Errorf("testdata/%s: only %d files", dir, len(files))
-		}
-		for _, f := range files {
-			data, err := os.ReadFile(f)
-			if err != nil {
-				t.Fatal(err)
-			}
-			c, err := parse(strings.TrimSuffix(filepath.Base(f), ".txtar"), data)
-			if err != nil {
-				t.Fatalf("%s: %v", f, err)
-			}
-			cases = append(cases, c)
-		}
-	}
-	read("nft", parseNFTTruth)
-	read("truth", func(name string, data []byte) (*nftTruth, error) {
+	cases := append(rulesets(t, "nft", 40, parseNFTTruth), rulesets(t, "truth", 40, func(name string, data []byte) (*nftTruth, error) {
 		c, err := parseTruth(name, data)
 		if err != nil {
 			return nil, err
 		}
 		return compatTruth(c), nil
-	})
+	})...)
 	from, to := seeds(t)
 	for seed := from; seed <= to; seed++ {
 		cases = append(cases, &nftTruth{truth: truth{name: fmt.Sprintf("seed-%d", seed)}, nft: rulegen.NFT(seed)})
@@ -166,7 +135,7 @@ func TestTruthNFT(t *testing.T) {
 	if !knowsNFT(t) {
 		t.Skip("nftrace does not know nf_tables")
 	}
-	runNFTTruths(t, cases, "nftrace", "--format", "json")
+	runNFTTruths(t, cases, true)
 }
 
 // Without nftrace: every ruleset must load, and the traffic must meet the rules that it is
@@ -177,7 +146,7 @@ func TestRulesetsNFT(t *testing.T) {
 	if knowsNFT(t) {
 		t.Skip("TestTruthNFT does the same")
 	}
-	runNFTTruths(t, cases)
+	runNFTTruths(t, cases, false)
 }
 
 // knowsNFT tells whether the nftrace in PATH traces nf_tables.
@@ -194,8 +163,8 @@ func knowsNFT(t *testing.T) bool {
 	return bytes.Contains(out, []byte("nf_tables"))
 }
 
-// runNFTTruths runs cases in one topology, with a tool or without.
-func runNFTTruths(t *testing.T, cases []*nftTruth, tool ...string) {
+// runNFTTruths runs cases in one topology, with nftrace or without.
+func runNFTTruths(t *testing.T, cases []*nftTruth, nftrace bool) {
 	var u unix.Utsname
 	if err := unix.Uname(&u); err != nil {
 		t.Fatal(err)
@@ -204,14 +173,14 @@ func runNFTTruths(t *testing.T, cases []*nftTruth, tool ...string) {
 	up(t, "bare")
 	shell(t.Context(), t, t.TempDir(), "setup", nil, truthSetup)
 	var total tally
-	for _, c := range cases {
+	run := func(c *nftTruth, w *watch) {
 		ok := t.Run(c.name, func(t *testing.T) {
 			for kernel, why := range c.notOn {
 				if strings.HasPrefix(release, kernel) {
 					t.Skipf("not on Linux %s: %s", kernel, why)
 				}
 			}
-			packets, lines := runNFTTruth(t, c, tool)
+			packets, lines := runNFTTruth(t, c, nftrace, w)
 			total.rulesets++
 			total.packets += packets
 			total.lines += lines
@@ -220,11 +189,26 @@ func runNFTTruths(t *testing.T, cases []*nftTruth, tool ...string) {
 			total.failed++
 		}
 	}
+	shared, own := together(cases)
+	var w *watch
+	if nftrace && len(shared) > 0 {
+		w = startWatch(t, "--format", "json")
+	}
+	for _, c := range shared {
+		run(c, w)
+	}
+	if w != nil {
+		w.end(t, func(rest []byte) error { return compareNFT(nil, rest, "") })
+	}
+	for _, c := range own {
+		run(c, nil)
+	}
 	t.Logf("compared: %d rulesets, %d packets, %d steps; %d rulesets differ", total.rulesets, total.packets, total.lines, total.failed)
 }
 
-// runNFTTruth returns the number of packets, and of lines that the kernel had for them.
-func runNFTTruth(t *testing.T, c *nftTruth, tool []string) (packets, lines int) {
+// runNFTTruth returns the number of packets, and of lines that the kernel had for them. With
+// nftrace, it is the one that is there or one of the case's own.
+func runNFTTruth(t *testing.T, c *nftTruth, nftrace bool, w *watch) (packets, lines int) {
 	// Far more than it takes: other things may run on the machine.
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
@@ -243,15 +227,39 @@ func runNFTTruth(t *testing.T, c *nftTruth, tool []string) (packets, lines int) 
 		}
 	}()
 	o.Ruleset.Compat = compat
-	out, stderr := traffic(ctx, t, &c.truth, tool...)
-	traced := time.Now()
-	events, err := o.Events()
-	if err != nil {
-		t.Fatal(err)
+
+	var runs []oracle.NFTRun
+	check := func(out []byte) error {
+		events, err := o.Events()
+		if err != nil {
+			return err
+		}
+		if runs, err = o.Ruleset.Runs(events); err != nil {
+			return err
+		}
+		if dir := os.Getenv("NFTRACE_KEEP"); dir != "" {
+			os.WriteFile(filepath.Join(dir, c.name+".nft"), []byte(c.nft), 0o644)
+			os.WriteFile(filepath.Join(dir, c.name+".kernel"), []byte(oracle.FormatNFT(runs)), 0o644)
+			os.WriteFile(filepath.Join(dir, c.name+".json"), out, 0o644)
+		}
+		if !nftrace {
+			return nil
+		}
+		return compareNFT(runs, out, c.unresolved)
 	}
-	runs, err := o.Ruleset.Runs(events)
+	switch {
+	case !nftrace:
+		traffic(ctx, t, &c.truth)
+		err = check(nil)
+	case w != nil:
+		traffic(ctx, t, &c.truth)
+		err = w.take(check)
+	default:
+		out, stderr := traffic(ctx, t, &c.truth, "nftrace", "--format", "json")
+		err = errors.Join(check(out), checkSummary(stderr, c.unresolved))
+	}
 	if err != nil {
-		t.Fatal(err)
+		t.Error(err)
 	}
 	hits := oracle.NFTHits(runs)
 	for _, n := range hits {
@@ -265,25 +273,8 @@ func runNFTTruth(t *testing.T, c *nftTruth, tool []string) (packets, lines int) 
 			t.Errorf("no packet met %s", h)
 		}
 	}
-	if dir := os.Getenv("NFTRACE_KEEP"); dir != "" {
-		os.WriteFile(filepath.Join(dir, c.name+".nft"), []byte(c.nft), 0o644)
-		os.WriteFile(filepath.Join(dir, c.name+".kernel"), []byte(oracle.FormatNFT(runs)), 0o644)
-		if tool != nil {
-			os.WriteFile(filepath.Join(dir, c.name+".json"), out, 0o644)
-		}
-	}
-	if tool != nil {
-		switch err := compareNFT(runs, out, stderr, c.unresolved); {
-		case c.notYet != "" && err == nil:
-			t.Error("nftrace gets it right: take away the section \"not yet\"")
-		case c.notYet != "":
-			t.Logf("not yet: %s: %v", c.notYet, err)
-		case err != nil:
-			t.Errorf("%v\nstderr:\n%s", err, stderr)
-		}
-	}
-	t.Logf("%d packets, %d runs, %d lines; load %v, trace %v, check %v", o.Packets(), len(runs), lines,
-		loaded.Sub(start).Round(time.Millisecond), traced.Sub(loaded).Round(time.Millisecond), time.Since(traced).Round(time.Millisecond))
+	t.Logf("%d packets, %d runs, %d lines; load %v, trace and check %v", o.Packets(), len(runs), lines,
+		loaded.Sub(start).Round(time.Millisecond), time.Since(loaded).Round(time.Millisecond))
 	return o.Packets(), lines
 }
 
@@ -313,22 +304,13 @@ func loadNFTTruth(ctx context.Context, t *testing.T, c *nftTruth) map[string]boo
 	return compat
 }
 
-// compareNFT holds what nftrace printed against the kernel's runs, and its last words
-// against what ordinary traffic must not have.
-func compareNFT(kernel []oracle.NFTRun, out []byte, stderr, cause string) error {
+// compareNFT holds nftrace's JSON against the kernel's runs.
+func compareNFT(kernel []oracle.NFTRun, out []byte, cause string) error {
 	tool, err := oracle.ParseNFT(bytes.NewReader(out), "h")
 	if err != nil {
 		return err
 	}
-	errs := []error{oracle.CompareNFT(kernel, tool, cause)}
-	s, err := parseSummary(stderr)
-	switch {
-	case err != nil:
-		errs = append(errs, err)
-	case s.lost != 0 || s.unresolved != 0 && cause == "":
-		errs = append(errs, fmt.Errorf("%d lost, %d unresolved, want none: %s", s.lost, s.unresolved, s.line))
-	}
-	return errors.Join(errs...)
+	return oracle.CompareNFT(kernel, tool, cause)
 }
 
 // The comparison must not find what is not there: nftrace's journeys through the legacy
@@ -405,41 +387,42 @@ func TestParseNFTTruth(t *testing.T) {
 		t.Errorf("%+v, %v", c, err)
 	}
 	for name, text := range map[string]string{
-		"no hits":          rules,
-		"no rules":         "-- hits --\nip t c 1\n",
-		"a short hit":      rules + "-- hits --\nip t 1\n",
-		"no number":        rules + "-- hits --\nip t c x\n",
-		"legacy rules":     rules + "-- hits --\nip t c 1\n-- v4 --\n*filter\n",
-		"another section":  rules + "-- hits --\nip t c 1\n-- hit --\n",
-		"alone":            rules + "-- hits --\nip t c 1\n-- alone --\n",
-		"no reason":        rules + "-- hits --\nip t c 1\n-- not on 6.1 --\n",
-		"not yet, unnamed": rules + "-- hits --\nip t c 1\n-- not yet --\nbecause\n",
+		"no hits":         rules,
+		"no rules":        "-- hits --\nip t c 1\n",
+		"a short hit":     rules + "-- hits --\nip t 1\n",
+		"no number":       rules + "-- hits --\nip t c x\n",
+		"legacy rules":    rules + "-- hits --\nip t c 1\n-- v4 --\n*filter\n",
+		"another section": rules + "-- hits --\nip t c 1\n-- hit --\n",
+		"alone":           rules + "-- hits --\nip t c 1\n-- alone --\n",
+		"no reason":       rules + "-- hits --\nip t c 1\n-- not on 6.1 --\n",
+		"not yet":         rules + "-- hits --\nip t c 1\n-- not yet --\nbecause\n",
 	} {
 		if _, err := parseNFTTruth("x", []byte(text)); err == nil {
 			t.Errorf("%s: taken for a case", name)
 		}
 	}
-	if _, err := parseNFTTruth(notYet[0], []byte(rules+"-- hits --\nip t c 1\n")); err == nil {
-		t.Error("a case of notYet without a section \"not yet\"")
-	}
 }
 
 // What nftrace says of itself counts, too.
-func TestCompareNFTSummary(t *testing.T) {
+func TestCheckSummary(t *testing.T) {
 	const fine = "nftrace: 3 packets, 99 records, 0 lost, 0 unresolved\n"
-	if err := compareNFT(nil, nil, fine, ""); err != nil {
+	if err := checkSummary(fine, ""); err != nil {
 		t.Fatal(err)
+	}
+	unresolved := strings.Replace(fine, "0 unresolved", "2 unresolved", 1)
+	if err := checkSummary(unresolved, "some cause"); err != nil {
+		t.Error(err)
 	}
 	for name, stderr := range map[string]string{
 		"lost":       strings.Replace(fine, "0 lost", "1 lost (1 records: buffer full)", 1),
-		"unresolved": strings.Replace(fine, "0 unresolved", "2 unresolved", 1),
+		"unresolved": unresolved,
 		"no summary": "nftrace: something\n",
 	} {
-		if err := compareNFT(nil, nil, stderr, ""); err == nil {
+		if err := checkSummary(stderr, ""); err == nil {
 			t.Errorf("%s: not found", name)
 		}
 	}
-	if err := compareNFT(nil, []byte("{"), fine, ""); err == nil {
+	if err := compareNFT(nil, []byte("{"), ""); err == nil {
 		t.Error("half an object was taken for JSON")
 	}
 }

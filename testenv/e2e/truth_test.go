@@ -35,7 +35,9 @@ type truth struct {
 	// fresh cases have a topology of their own, with the tables that they name alone:
 	// nothing is tracked or reassembled there unless their rules want that.
 	fresh bool
-	args  []string // of nftrace
+	// own is why the case needs an nftrace of its own.
+	own  string
+	args []string // of nftrace
 	// unresolved is the cause for which runs of tables may stay unresolved: in
 	// rulesets that are there to show just that. All else must be right.
 	unresolved string
@@ -136,8 +138,8 @@ func restoreInput(rules string, all bool) string {
 	return b.String()
 }
 
-// parseTruth reads a case. Its sections are v4, v6 and traffic; args, alone and fresh
-// as in truth; unresolved, replacements: see truth.
+// parseTruth reads a case. Its sections are v4, v6 and traffic; args, alone, fresh, own,
+// unresolved and replacements: see truth.
 func parseTruth(name string, data []byte) (*truth, error) {
 	c := &truth{name: name}
 	var err error
@@ -173,6 +175,10 @@ func (c *truth) section(name, text string) (err error) {
 		c.alone = true
 	case "fresh":
 		c.fresh = true
+	case "own":
+		if c.own = strings.TrimSpace(text); c.own == "" {
+			return errors.New("own, and no reason")
+		}
 	case "unresolved":
 		c.unresolved = strings.TrimSpace(text)
 	case "replacements":
@@ -239,23 +245,12 @@ func seeds(t *testing.T) (from, to uint64) {
 
 // TestTruth holds nftrace against the kernel's own TRACE: every line of every packet,
 // in every ruleset of testdata/truth and in random ones, must be the same. With
-// NFTRACE_TRUTH=1/2 every second ruleset is left out; NFTRACE_SEEDS asks for more. NFTRACE_KEEP
-// names a directory for each ruleset and what kernel and nftrace said of its packets.
+// NFTRACE_TRUTH=1/2 every second ruleset is left out, with 2/2 the others; NFTRACE_SEEDS asks for
+// more. NFTRACE_KEEP names a directory for each ruleset and what kernel and nftrace said of its
+// packets.
 func TestTruth(t *testing.T) {
-	files, err := filepath.Glob("testdata/truth/*.txtar")
-	if err != nil {
-		t.Fatal(err)
-	}
 	var shared, fresh []*truth
-	for _, f := range files {
-		data, err := os.ReadFile(f)
-		if err != nil {
-			t.Fatal(err)
-		}
-		c, err := parseTruth(strings.TrimSuffix(filepath.Base(f), ".txtar"), data)
-		if err != nil {
-			t.Fatalf("%s: %v", f, err)
-		}
+	for _, c := range rulesets(t, "truth", 40, parseTruth) {
 		if c.fresh {
 			fresh = append(fresh, c)
 		} else {
@@ -265,9 +260,6 @@ func TestTruth(t *testing.T) {
 	from, to := seeds(t)
 	for seed := from; seed <= to; seed++ {
 		shared = append(shared, randomTruth(seed))
-	}
-	if len(shared)+len(fresh) < 40 {
-		t.Errorf("only %d rulesets", len(shared)+len(fresh))
 	}
 	shared = some(t, "NFTRACE_TRUTH", shared)
 	needVM(t)
@@ -292,19 +284,47 @@ func TestTruth(t *testing.T) {
 	t.Logf("compared: %d rulesets, %d packets, %d lines; %d rulesets differ", total.rulesets, total.packets, total.lines, total.failed)
 }
 
-// some returns every n-th case where variable says "1/n", and all where it is not set.
+// rulesets returns those of a folder of testdata, of which there are to be some number at least.
+func rulesets[T any](t *testing.T, dir string, least int, parse func(name string, data []byte) (T, error)) []T {
+	t.Helper()
+	files, err := filepath.Glob("testdata/" + dir + "/*.txtar")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(files) < least {
+		t.Errorf("testdata/%s: only %d files", dir, len(files))
+	}
+	var all []T
+	for _, f := range files {
+		data, err := os.ReadFile(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c, err := parse(strings.TrimSuffix(filepath.Base(f), ".txtar"), data)
+		if err != nil {
+			t.Fatalf("%s: %v", f, err)
+		}
+		all = append(all, c)
+	}
+	return all
+}
+
+// some returns the k-th of n parts of the cases where variable says "k/n", and all where it is
+// not set: of each n in a row, one.
 func some[T any](t *testing.T, variable string, cases []T) []T {
 	t.Helper()
 	value := os.Getenv(variable)
 	if value == "" {
 		return cases
 	}
-	n, err := strconv.Atoi(strings.TrimPrefix(value, "1/"))
-	if err != nil || n < 1 || !strings.HasPrefix(value, "1/") {
-		t.Fatalf("%s=%s: want 1/2, 1/3 …", variable, value)
+	part, of, _ := strings.Cut(value, "/")
+	k, err1 := strconv.Atoi(part)
+	n, err2 := strconv.Atoi(of)
+	if err1 != nil || err2 != nil || k < 1 || k > n {
+		t.Fatalf("%s=%s: want 1/2, 2/2, 1/3 …", variable, value)
 	}
 	var out []T
-	for i := 0; i < len(cases); i += n {
+	for i := k - 1; i < len(cases); i += n {
 		out = append(out, cases[i])
 	}
 	return out
@@ -312,12 +332,25 @@ func some[T any](t *testing.T, variable string, cases []T) []T {
 
 type tally struct{ rulesets, packets, lines, failed int }
 
-// truthRun runs cases in the topology that is up.
+// needsOwn tells that the case is not for an nftrace that has seen others before it: it has
+// flags of its own, a topology of its own, or runs that may be unresolved, which the summary counts.
+func (c *truth) needsOwn() bool {
+	return c.fresh || c.own != "" || c.args != nil || c.unresolved != "" || c.replacements > 0
+}
+
+// truthRun runs cases in the topology that is up: those that can be together under one
+// nftrace, then the others.
 func truthRun(t *testing.T, cases []*truth, total *tally) {
 	shell(t.Context(), t, t.TempDir(), "setup", nil, truthSetup)
-	for _, c := range cases {
+	o, err := oracle.Start(t.Context(), "h")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer o.Close(context.WithoutCancel(t.Context()))
+	kernel := &kernelLines{o: o}
+	run := func(c *truth, w *watch) {
 		t.Run(c.name, func(t *testing.T) {
-			packets, lines := runTruth(t, c)
+			packets, lines := runTruth(t, c, kernel, w)
 			total.rulesets++
 			total.packets += packets
 			total.lines += lines
@@ -326,9 +359,46 @@ func truthRun(t *testing.T, cases []*truth, total *tally) {
 			}
 		})
 	}
+	shared, own := together(cases)
+	if len(shared) > 0 {
+		// Before any ruleset, or the first would have another nftrace's packets.
+		w := startWatch(t, "--format", "trace")
+		for _, c := range shared {
+			run(c, w)
+		}
+		w.end(t, func(rest []byte) error {
+			lines, err := kernel.more()
+			if err != nil {
+				return err
+			}
+			return compareTrace(lines, oracle.Without(string(rest)), "")
+		})
+	}
+	for _, c := range own {
+		run(c, nil)
+	}
 }
 
-func runTruth(t *testing.T, c *truth) (npackets, nlines int) {
+// kernelLines are an oracle's lines, case by case.
+type kernelLines struct {
+	o     *oracle.Oracle
+	taken int
+}
+
+// more returns the lines since the last next.
+func (k *kernelLines) more() ([]string, error) {
+	lines, err := k.o.Lines()
+	if err != nil {
+		return nil, err
+	}
+	return lines[k.taken:], nil
+}
+
+// next leaves what lines there are by now to the case that ends.
+func (k *kernelLines) next(lines []string) { k.taken += len(lines) }
+
+// runTruth runs one case, under the nftrace that is there or one of its own.
+func runTruth(t *testing.T, c *truth, kernel *kernelLines, w *watch) (npackets, nlines int) {
 	// Far more than it takes: other things may run on the machine.
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
@@ -350,48 +420,70 @@ func runTruth(t *testing.T, c *truth) (npackets, nlines int) {
 		exec.CommandContext(ctx, "ip", "netns", "exec", "h", "conntrack", "-F").Run()
 	}
 	loaded := time.Now()
-	o, err := oracle.Start(ctx, "h")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer o.Close(context.WithoutCancel(ctx))
 
-	data, stderr := traffic(ctx, t, c, "nftrace", "--format", "trace")
-	traced := time.Now()
-	lines, err := o.Lines()
-	if err != nil {
-		t.Fatal(err)
-	}
-	packets, err := oracle.Packets(lines)
-	if err != nil {
-		t.Fatal(err)
-	}
-	data = []byte(oracle.Without(string(data)))
-	if len(packets) == 0 {
-		t.Error("the kernel traced nothing")
-	}
-	if runtime.NumCPU() > 1 {
-		var n int
-		if data, n = sameOwners(lines, data); n > maxOwners {
-			t.Errorf("%d received packets have another owner than the kernel says; accept and close on another CPU explain %d", n, maxOwners)
+	var lines []string
+	var packets []oracle.Packet
+	check := func(data []byte) (err error) {
+		if lines, err = kernel.more(); err != nil {
+			return err
 		}
+		if packets, err = oracle.Packets(lines); err != nil {
+			return err
+		}
+		if len(packets) == 0 {
+			return errors.New("the kernel traced nothing")
+		}
+		keepTruth(c, lines, data)
+		data = []byte(oracle.Without(string(data)))
+		if runtime.NumCPU() > 1 {
+			var n int
+			if data, n = sameOwners(lines, data); n > maxOwners {
+				return fmt.Errorf("%d received packets have another owner than the kernel says; accept and close on another CPU explain %d", n, maxOwners)
+			}
+		}
+		return compareTrace(lines, string(data), c.cause(data))
 	}
-	cause := c.unresolved
-	if n := replacedUnder(data); n > 0 && n <= c.replacements*(runtime.NumCPU()-1) {
-		cause = replacedCause
+	var err error
+	if w != nil {
+		traffic(ctx, t, c)
+		err = w.take(check)
+	} else {
+		// What came before is no case's.
+		lines, err = kernel.more()
+		if err != nil {
+			t.Fatal(err)
+		}
+		kernel.next(lines)
+		out, stderr := traffic(ctx, t, c, "nftrace", "--format", "trace")
+		err = errors.Join(check(out), checkSummary(stderr, c.cause(out)))
 	}
-	if err := compareTruth(lines, string(data), stderr, cause); err != nil {
-		t.Errorf("%v\nstderr:\n%s", err, stderr)
+	if err != nil {
+		t.Error(err)
 	}
-	if dir := os.Getenv("NFTRACE_KEEP"); dir != "" {
-		os.WriteFile(filepath.Join(dir, c.name+".v4"), []byte(restoreInput(c.v4, !c.fresh)), 0o644)
-		os.WriteFile(filepath.Join(dir, c.name+".v6"), []byte(restoreInput(c.v6, !c.fresh)), 0o644)
-		os.WriteFile(filepath.Join(dir, c.name+".kernel"), []byte(strings.Join(lines, "\n")+"\n"), 0o644)
-		os.WriteFile(filepath.Join(dir, c.name+".nftrace"), data, 0o644)
-	}
-	t.Logf("%d packets, %d lines; load %v, trace %v, check %v", len(packets), len(lines), loaded.Sub(start).Round(time.Millisecond),
-		traced.Sub(loaded).Round(time.Millisecond), time.Since(traced).Round(time.Millisecond))
+	kernel.next(lines)
+	t.Logf("%d packets, %d lines; load %v, trace and check %v", len(packets), len(lines),
+		loaded.Sub(start).Round(time.Millisecond), time.Since(loaded).Round(time.Millisecond))
 	return len(packets), len(lines)
+}
+
+// cause is why runs of the case may be unresolved in nftrace's output.
+func (c *truth) cause(out []byte) string {
+	if n := replacedUnder(out); n > 0 && n <= c.replacements*(runtime.NumCPU()-1) {
+		return replacedCause
+	}
+	return c.unresolved
+}
+
+// keepTruth writes what kernel and nftrace said of a case, and its rules, where NFTRACE_KEEP says.
+func keepTruth(c *truth, lines []string, out []byte) {
+	dir := os.Getenv("NFTRACE_KEEP")
+	if dir == "" {
+		return
+	}
+	os.WriteFile(filepath.Join(dir, c.name+".v4"), []byte(restoreInput(c.v4, !c.fresh)), 0o644)
+	os.WriteFile(filepath.Join(dir, c.name+".v6"), []byte(restoreInput(c.v6, !c.fresh)), 0o644)
+	os.WriteFile(filepath.Join(dir, c.name+".kernel"), []byte(strings.Join(lines, "\n")+"\n"), 0o644)
+	os.WriteFile(filepath.Join(dir, c.name+".nftrace"), out, 0o644)
 }
 
 // traffic sends a case's traffic, under a tool with flags as nftrace has them if there is
@@ -473,10 +565,26 @@ func withoutStrayMAC(kernel []string) []string {
 
 // compareTruth holds what nftrace printed against the kernel's lines, and its last
 // words against what ordinary traffic must not have: losses, unresolved runs.
+func compareTruth(kernel []string, out, stderr, cause string) error {
+	return errors.Join(compareTrace(kernel, out, cause), checkSummary(stderr, cause))
+}
+
+// checkSummary finds losses in nftrace's last words, and unresolved runs if there is no cause.
+func checkSummary(stderr, cause string) error {
+	switch s, err := parseSummary(stderr); {
+	case err != nil:
+		return err
+	case s.lost != 0 || s.unresolved != 0 && cause == "":
+		return fmt.Errorf("%d lost, %d unresolved, want none: %s", s.lost, s.unresolved, s.line)
+	}
+	return nil
+}
+
+// compareTrace holds lines of --format trace against the kernel's.
 //
 // Where a cause is given, runs may be unresolved for that cause: what the kernel says
 // of these runs is left out of the comparison.
-func compareTruth(kernel []string, out, stderr, cause string) error {
+func compareTrace(kernel []string, out, cause string) error {
 	var tool, half []string
 	for line := range strings.Lines(out) {
 		if strings.HasPrefix(line, "# nftrace:") {
@@ -496,13 +604,8 @@ func compareTruth(kernel []string, out, stderr, cause string) error {
 		if kernel, tool, err = withoutUnresolved(kernel, tool, cause); err != nil {
 			return err
 		}
-	}
-	s, err := parseSummary(stderr)
-	switch {
-	case err != nil:
-		errs = append(errs, err)
-	case s.lost != 0 || s.unresolved != 0 && cause == "":
-		errs = append(errs, fmt.Errorf("%d lost, %d unresolved, want none: %s\n%s", s.lost, s.unresolved, s.line, causes(tool)))
+	} else if s := causes(tool); s != "" {
+		errs = append(errs, fmt.Errorf("unresolved:\n%s", s))
 	}
 	return errors.Join(append(errs, oracle.Compare(kernel, tool))...)
 }

@@ -75,9 +75,14 @@ func see(t *testing.T, namespaces []string, skip string) state {
 			out := output(ns, p)
 			s[in+p] = saveTimes.ReplaceAllString(saveCounters.ReplaceAllString(out, ""), "")
 		}
+		if ns == "h" && hasEbtables() { // elsewhere, asking would make them
+			for _, table := range []string{"broute", "nat", "filter"} {
+				s[in+"ebtables "+table] = output(ns, "ebtables-legacy", "-t", table, "-L", "--Ln")
+			}
+		}
 		s[in+"nft list ruleset"] = output(ns, "nft", "-a", "-s", "list", "ruleset")
-		for _, f := range []string{"/proc/net/ip_tables_names", "/proc/net/ip6_tables_names"} {
-			s[in+f] = output(ns, "cat", f)
+		for _, f := range []string{"/proc/net/ip_tables_names", "/proc/net/ip6_tables_names", "/proc/net/arp_tables_names"} {
+			s[in+f] = output(ns, "sh", "-c", "cat "+f+" || echo not there")
 		}
 		for _, a := range []string{"link", "address", "route show table all", "-6 route show table all", "rule", "-6 rule"} {
 			out := output(ns, append([]string{"ip", "-details"}, strings.Fields(a)...)...)
@@ -269,6 +274,15 @@ table inet fw {
 }
 `
 
+// unchangedEB are rules of ebtables that packets meet, too.
+const unchangedEB = `*nat
+-A PREROUTING -p IPv4 -j mark --mark-or 0x100 --mark-target CONTINUE
+*filter
+:U RETURN
+-A FORWARD -p IPv6 -j U
+-A INPUT -p IPv4 --ip-proto icmp -j ACCEPT
+`
+
 // unchangedTraffic is what flows while the state is compared; it ends by itself, in
 // case the test does not.
 const unchangedTraffic = "while ip netns exec c2 ping -q -c 1 -W 1 10.211.55.1 && ip netns exec c1 ping -q -c 1 -W 1 fd00:17::3; do :; done"
@@ -277,7 +291,14 @@ const unchangedTraffic = "while ip netns exec c2 ping -q -c 1 -W 1 10.211.55.1 &
 // was killed at any moment.
 func TestNothingChanges(t *testing.T) {
 	needNftrace(t)
-	up(t, "docker")
+	if hasEbtables() {
+		up(t, "docker-ebtables")
+		if err := topo.Load(t.Context(), "h", "ebtables-legacy", unchangedEB); err != nil {
+			t.Fatal(err)
+		}
+	} else {
+		up(t, "docker")
+	}
 	if err := topo.Load(t.Context(), "h", "ip6tables-legacy", "*filter\n-A FORWARD -p udp --dport 9 -j DROP\nCOMMIT\n"); err != nil {
 		t.Fatal(err)
 	}

@@ -96,7 +96,8 @@ func (p *nftJSONPacket) packet() NFTPacket {
 }
 
 // ParseNFT reads nftrace's JSON: what it says of nf_tables in one namespace. Packets
-// that met none there are left out.
+// that met none there are left out, and those that did not meet the oracle's own table: of
+// them the kernel tells nothing, since they came before that was loaded.
 func ParseNFT(r io.Reader, ns string) ([]NFTJourney, error) {
 	var out []NFTJourney
 	for d := json.NewDecoder(r); ; {
@@ -108,10 +109,15 @@ func ParseNFT(r io.Reader, ns string) ([]NFTJourney, error) {
 			return nil, fmt.Errorf("nftrace's JSON: %w", err)
 		}
 		j := NFTJourney{ID: o.ID, HalfSeen: o.HalfSeen, Lost: o.Lost}
+		marked := false
 		for i := range o.Steps {
 			s := &o.Steps[i]
 			t := &s.Table
-			if s.Kind != "table" || t.Engine != "nf_tables" || s.NetnsName != ns || t.Name == NFTTable {
+			if s.Kind != "table" || t.Engine != "nf_tables" || s.NetnsName != ns {
+				continue
+			}
+			if t.Name == NFTTable {
+				marked = true
 				continue
 			}
 			run := NFTRun{
@@ -135,20 +141,20 @@ func ParseNFT(r io.Reader, ns string) ([]NFTJourney, error) {
 			}
 			j.Runs = append(j.Runs, run)
 		}
-		if len(j.Runs) > 0 || j.HalfSeen != "" || j.Lost != 0 {
+		if marked && len(j.Runs) > 0 || j.HalfSeen != "" || j.Lost != 0 {
 			out = append(out, j)
 		}
 	}
 }
 
 // kernelAction is what the kernel's trace says where nftrace knows more: reject ends in
-// a drop, NAT in an accept. Nothing else is the same.
+// a drop, NAT and TPROXY in an accept. Nothing else is the same.
 func kernelAction(action string, policy bool) string {
 	if !policy {
 		switch action {
 		case "REJECT", "reject":
 			return "DROP"
-		case "DNAT", "SNAT", "MASQUERADE", "REDIRECT", "dnat", "snat", "masquerade", "redirect":
+		case "DNAT", "SNAT", "MASQUERADE", "REDIRECT", "NETMAP", "TPROXY", "dnat", "snat", "masquerade", "redirect":
 			return "ACCEPT"
 		}
 	}

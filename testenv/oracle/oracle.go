@@ -73,12 +73,13 @@ exec nft -f -`
 	return o, nil
 }
 
-// Without returns a tool's output without the lines about the oracle's own table, which is
-// nf_tables': the kernel logs TRACE for iptables only.
+// Without returns a tool's output without the lines of which the kernel logs nothing, for it has
+// TRACE for iptables only: those about the oracle's own table, which is nf_tables', and about
+// ebtables, whose tables every namespace has in Linux 5.10 once the modules are there.
 func Without(output string) string {
 	var b strings.Builder
 	for line := range strings.Lines(output) {
-		if !strings.HasPrefix(line, "TRACE: inet:oracle:") {
+		if !strings.HasPrefix(line, "TRACE: inet:oracle:") && !strings.HasPrefix(line, "TRACE: eb:") {
 			b.WriteString(line)
 		}
 	}

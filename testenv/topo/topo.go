@@ -42,6 +42,9 @@ var topologies = map[string]definition{
 	"docker": docker("iptables-legacy"),
 	// The same by way of nf_tables.
 	"docker-nft": docker("iptables-nft"),
+	// The same with ebtables' tables loaded and empty, and the rules of Docker 17, which had
+	// one chain DOCKER-ISOLATION with one rule.
+	"docker-ebtables": dockerEbtables(),
 	// The same namespaces, links and addresses, with no table loaded.
 	"bare": docker(""),
 }
@@ -119,6 +122,27 @@ echo 1 > bridge/bridge-nf-call-ip6tables
 	}
 	if program != "" {
 		d.rules = []ruleset{{"h", program, DockerRules}}
+	}
+	return d
+}
+
+func dockerEbtables() definition {
+	d := docker("iptables-legacy")
+	d.modules = append(d.modules, "ebtable_broute", "ebtable_nat", "ebtable_filter")
+	var rules []string
+	for line := range strings.Lines(DockerRules) {
+		switch {
+		case strings.Contains(line, "DOCKER-ISOLATION-STAGE-2"):
+			continue
+		case strings.HasPrefix(line, "-A DOCKER-ISOLATION-STAGE-1"):
+			line = "-A DOCKER-ISOLATION -j RETURN\n"
+		}
+		rules = append(rules, strings.ReplaceAll(line, "-STAGE-1", ""))
+	}
+	d.rules = []ruleset{
+		{"h", "iptables-legacy", strings.Join(rules, "")},
+		// Tables are made when somebody asks for them.
+		{"h", "ebtables-legacy", "*broute\n*nat\n*filter\n"},
 	}
 	return d
 }
@@ -265,6 +289,8 @@ func Load(ctx context.Context, ns, program, rules string) error {
 	switch program {
 	case "nft":
 		args = append(args, "nft", "-f", "-")
+	case "ebtables-legacy":
+		args = append(args, program+"-restore", "--noflush")
 	case "ebtables-nft", "arptables-nft":
 		args = append(args, program+"-restore", "--noflush")
 	default:

@@ -1,6 +1,6 @@
 // Traffic sends and answers the packets of tests.
 //
-//	traffic udp-send  [-n 7] [-size 64] [-reply] [-parallel 1] host:port
+//	traffic udp-send  [-n 7] [-size 64] [-reply] [-parallel 1] [-every 0s] host:port
 //	traffic flood     [-n 7] [-size 64] [-ports 100] host:port
 //	traffic frag      [-n 7] [-size 4000] host:port
 //	traffic udp-echo  [-n 7] [-ready FIFO] [host]:port
@@ -8,6 +8,7 @@
 //	traffic tcp-get   [-n 1] [-size 64] [-parallel 1] host:port
 //	traffic http-serve, http-get: the same in HTTP
 //	traffic raw       [-n 7] [-proto tcp|udp|icmp] [-flags SYN,ACK…] [-options rr|ts|ra|nop] [-from ADDR] host[:port]
+//	traffic arp       [-n 7] [-op 1] [-from ADDR] [-to MAC] ADDR
 //	traffic script    FILE
 //
 // A script has one of these on each line, with the namespace that it is for: see
@@ -52,9 +53,10 @@ type options struct {
 	n, size, parallel  int
 	ready              string
 	reply              bool
-	timeout            time.Duration
+	every, timeout     time.Duration
 	proto, flags, opts string
-	from               string
+	from, to           string
+	op                 int
 	id, sport, ports   int
 	uid                int
 	forever            bool   // a server that does not end
@@ -63,7 +65,7 @@ type options struct {
 
 func run(args []string, stdout, stderr io.Writer) error {
 	if len(args) == 0 {
-		return errors.New("which? udp-send, flood, frag, udp-echo, tcp-serve, tcp-get, http-serve, http-get, raw, script")
+		return errors.New("which? udp-send, flood, frag, udp-echo, tcp-serve, tcp-get, http-serve, http-get, raw, arp, script")
 	}
 	o, addr, err := parse(args, stderr)
 	if err != nil {
@@ -91,11 +93,14 @@ func parse(args []string, stderr io.Writer) (o options, addr string, err error) 
 	fs.IntVar(&o.parallel, "parallel", 1, "number of senders, each sending -n")
 	fs.StringVar(&o.ready, "ready", "", "write a line to this file when ready")
 	fs.BoolVar(&o.reply, "reply", false, "wait for an answer to each datagram")
+	fs.DurationVar(&o.every, "every", 0, "send a datagram so often, not as fast as that goes")
 	fs.DurationVar(&o.timeout, "timeout", 10*time.Second, "give up waiting after this time")
 	fs.StringVar(&o.proto, "proto", "tcp", "protocol of raw packets: tcp, udp, icmp")
 	fs.StringVar(&o.flags, "flags", "SYN", "TCP flags of raw packets, or none")
 	fs.StringVar(&o.opts, "options", "", "IPv4 options of raw packets: rr (record route), ts (timestamp), ra (router alert), nop")
-	fs.StringVar(&o.from, "from", "", "source address of raw packets")
+	fs.StringVar(&o.from, "from", "", "source address of raw packets and of arp")
+	fs.StringVar(&o.to, "to", "", "Ethernet address that arp goes to; broadcast if empty")
+	fs.IntVar(&o.op, "op", 1, "operation of arp: 1 asks, 2 answers")
 	fs.IntVar(&o.id, "id", 1000, "IP ID of the first raw packet")
 	fs.IntVar(&o.sport, "sport", 0, "source port of udp-send, or of the first raw packet (40000)")
 	fs.IntVar(&o.ports, "ports", 100, "number of ports that a flood goes to")
@@ -139,6 +144,8 @@ func command(name, addr string, o options, stdout io.Writer) error {
 		})
 	case "raw":
 		return raw(addr, o)
+	case "arp":
+		return sendARP(addr, o)
 	}
 	return fmt.Errorf("there is no %q", name)
 }
@@ -186,7 +193,16 @@ func udpSend(addr string, o options) error {
 	}
 	defer c.Close()
 	buf := make([]byte, 65536)
+	var tick <-chan time.Time
+	if o.every > 0 {
+		t := time.NewTicker(o.every)
+		defer t.Stop()
+		tick = t.C
+	}
 	for i := range o.n {
+		if tick != nil {
+			<-tick
+		}
 		_, err := c.Write(buf[:o.size+i])
 		if errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.EHOSTUNREACH) || errors.Is(err, syscall.EACCES) {
 			// An ICMP error that an earlier datagram met: this one was not sent.
