@@ -7,12 +7,17 @@ KERNELS ?= 6.12 6.1
 
 # The machine's tools, as Debian packages: one that is missing is installed by
 # `make setup` when root runs it, and named otherwise.
-VM_PACKAGES = qemu-system-x86 iptables nftables tcpdump conntrack busybox-static iproute2 iputils-ping kmod util-linux \
+VM_PACKAGES = qemu-system-x86 iptables nftables ebtables arptables tcpdump conntrack busybox-static iproute2 iputils-ping kmod util-linux \
 	xz-utils zstd
 PACKAGES = $(VM_PACKAGES) clang-19 llvm-19 clang-format-19 libbpf-dev linux-libc-dev git cpio netbase strace
 
+# What a kernel's guests run is in build/, of arm64 in build/arm64/.
+bin = build/$(if $(filter %-arm64,$(1)),arm64/)
+build/arm64/%: export GOARCH = arm64
+
+.SECONDEXPANSION:
 .DELETE_ON_ERROR:
-.PHONY: help demo build install setup setup-vm generate lint lint-go lint-bpf fmt fuzz cross clean vm test test-quick test-all test-unit test-live test-e2e test-e2e-lockdown test-matrix bench
+.PHONY: help demo build install setup setup-vm setup-arm64 generate lint lint-go lint-bpf fmt fuzz cross clean vm test test-quick test-all test-unit test-live test-e2e test-e2e-lockdown test-e2e-no-btf test-churn test-interleave test-matrix test-truth test-arm64 bench
 
 help:
 	@sed -n 's/^#: //p' $(MAKEFILE_LIST)
@@ -43,6 +48,8 @@ setup:
 	$(call install-missing,$(PACKAGES))
 setup-vm:
 	$(call install-missing,$(VM_PACKAGES))
+setup-arm64:
+	$(call install-missing,$(VM_PACKAGES) qemu-system-arm)
 
 #: make generate            compile bpf/*.c again (what it makes is committed)
 generate:
@@ -65,18 +72,19 @@ fmt:
 #: make vm CMD='uname -a'   run a shell line in a VM; KERNEL=6.1, VMFLAGS='-smp 2 -put a:/b' (see build/vm -h)
 KERNEL ?= 6.12
 CMD ?= uname -a
-vm: build/vm
+vm: build/vm $(call bin,$(KERNEL))vm
 	build/vm -kernel $(KERNEL) $(VMFLAGS) -- sh -c '$(subst ','\'',$(CMD))'
 
 # make vm-6.1 CMD='uname -a'
-vm-%: build/vm
+vm-%: build/vm $$(call bin,$$*)vm
 	build/vm -kernel $* $(VMFLAGS) -- sh -c '$(subst ','\'',$(CMD))'
 
 #: make test                unit tests, then scenarios and some of the rulesets in a VM with each kernel
 test: test-unit test-quick
 
 test-quick:
-	$(MAKE) test-e2e RUN='^(TestCases|TestBadInput|TestOracle.*|TestTruth.*)$$$$' VMFLAGS='$(VMFLAGS) -env NFTRACE_TRUTH=1/4 -env NFTRACE_NFT=1/13'
+	$(MAKE) test-e2e RUN='^(TestCases|TestBadInput|TestOracle.*|TestTruth.*)$$$$' SKIP='^TestTruth$$$$/^fresh$$$$' \
+		VMFLAGS='$(VMFLAGS) -env NFTRACE_TRUTH=1/7 -env NFTRACE_NFT=1/13 -env NFTRACE_EB=1/4'
 
 #: make test-all            unit tests, then all end-to-end tests (CI)
 test-all: test-unit test-live test-e2e test-e2e-lockdown
@@ -87,23 +95,34 @@ test-unit:
 #: make test-live           pkg/symbolize against the kernel and the programs in a VM with each kernel
 test-live: $(KERNELS:%=test-live-%)
 
-test-live-%: build/vm build/symbolize.test
-	build/vm -kernel $* -env NFTRACE_LIVE=1 $(VMFLAGS) -put build/symbolize.test:/live/symbolize.test \
+test-live-%: build/vm $$(addprefix $$(call bin,$$*),vm symbolize.test)
+	build/vm -kernel $* -env NFTRACE_LIVE=1 $(VMFLAGS) -put $(call bin,$*)symbolize.test:/live/symbolize.test \
 		-put pkg/symbolize/testdata:/live/testdata -dir /live -- /live/symbolize.test -test.v -test.run 'Live$$'
 
-#: make test-e2e            all end-to-end tests; KERNELS='6.1', RUN='TestCases/s1', VMFLAGS='-smp 2'
+#: make test-e2e            all end-to-end tests; KERNELS='6.1', RUN='TestCases/s1', SKIP=TestChurn, VMFLAGS='-smp 2'
 # With one CPU the counters of legacy tables are in the rules, with more per CPU: the
 # first kernel has one, the second two, and some of the rulesets.
 RUN ?= .
-KERNELFLAGS.6.1 ?= -smp 2 -env NFTRACE_TRUTH=1/2 -env NFTRACE_NFT=1/3
-test-e2e: $(KERNELS:%=test-e2e-%)
+KERNELFLAGS.6.1 ?= -smp 2 -env NFTRACE_TRUTH=2/2 -env NFTRACE_NFT=2/3
+# A VM takes one processor, whatever it has itself: VMS of them run at a time, and the kernel's name
+# stands before their lines. make -k test-e2e goes on with the next kernel when one has failed.
+VMS ?= 2
+test-e2e:
+	$(MAKE) --no-print-directory -j$(VMS) NAMED=yes $(KERNELS:%=test-e2e-%)
 
-# make -k test-e2e goes on with the next kernel when one has failed.
-test-e2e-%: build/vm build/e2e.test build/traffic $(if $(wildcard cmd/nftrace/main.go),build/nftrace)
-	build/vm -kernel $* -timeout 30m $(KERNELFLAGS.$*) $(if $(NFTRACE_SEEDS),-env NFTRACE_SEEDS=$(NFTRACE_SEEDS)) $(VMFLAGS) \
-		-put build/e2e.test:/e2e/e2e.test -put testenv/e2e/testdata:/e2e/testdata \
-		-put build/traffic:/usr/local/bin/traffic $(if $(wildcard cmd/nftrace/main.go),-put build/nftrace:/usr/local/bin/nftrace) \
-		-dir /e2e -- /e2e/e2e.test -test.v -test.failfast=false -test.run '$(RUN)'
+test-e2e-%: SHELL = /bin/bash
+test-e2e-%: .SHELLFLAGS = -o pipefail -c
+test-e2e-%: build/vm $$(addprefix $$(call bin,$$*),vm e2e.test traffic nftrace)
+	build/vm -kernel $* -timeout 45m $(KERNELFLAGS.$*) $(if $(NFTRACE_SEEDS),-env NFTRACE_SEEDS=$(NFTRACE_SEEDS)) $(VMFLAGS) \
+		-put $(call bin,$*)e2e.test:/e2e/e2e.test -put testenv/e2e/testdata:/e2e/testdata \
+		-put $(call bin,$*)traffic:/usr/local/bin/traffic -put $(call bin,$*)nftrace:/usr/local/bin/nftrace \
+		-dir /e2e -- /e2e/e2e.test -test.v -test.failfast=false -test.run '$(RUN)' $(if $(SKIP),-test.skip '$(SKIP)') \
+		$(if $(NAMED),2>&1 | sed -u 's/^/$*| /')
+
+#: make test-churn          tables that are rewritten 50 times a second, for a minute by a clock that counts instructions; CHURN=307
+CHURN ?= 3001
+test-churn:
+	$(MAKE) test-e2e-6.12 RUN='^TestChurn$$$$' VMFLAGS='-icount -env NFTRACE_CHURN=$(CHURN)'
 
 #: make test-interleave     rules of packets that meet in one table, with full preemption, on one CPU and on two
 test-interleave: test-interleave-1 test-interleave-2
@@ -111,22 +130,45 @@ test-interleave: test-interleave-1 test-interleave-2
 test-interleave-%:
 	$(MAKE) test-e2e-6.12 RUN='^TestInterleaved$$$$' VMFLAGS='-smp $* -append preempt=full -env NFTRACE_INTERLEAVE=1'
 
-#: make test-matrix         a smaller run on each kernel of MATRIX, with one CPU and two in turn, and what 5.10 lacks
-MATRIX ?= 6.1 6.12 6.18 7.x
-test-matrix: $(MATRIX:%=test-matrix-%)
-	$(MAKE) test-e2e-5.10 RUN='^TestOldKernel$$$$'
+#: make test-matrix         a smaller run on each kernel of MATRIX, with one CPU and two in turn, and by kprobes on one, where modules lack type information on one
+MATRIX ?= 5.10 6.1 6.12 6.18 7.x
+test-matrix: $(MATRIX:%=test-matrix-%) test-e2e-no-btf
+	$(MAKE) test-e2e-6.12 RUN='^(TestCases|TestTruth|TestTruthNFT)$$$$' \
+		VMFLAGS='-env NFTRACE_BACKEND=kprobe -env NFTRACE_TRUTH=1/9 -env NFTRACE_NFT=1/9 $(VMFLAGS)'
 
 MATRIXFLAGS.6.12 ?= -smp 2
 MATRIXFLAGS.7.x ?= -smp 2
 test-matrix-%:
-	$(MAKE) test-e2e-$* KERNELFLAGS.$*= RUN='^(TestCases|TestBadInput|TestOracle.*|TestTruth|TestTruthNFT)$$$$' \
-		VMFLAGS='$(VMFLAGS) $(MATRIXFLAGS.$*) -env NFTRACE_TRUTH=1/3 -env NFTRACE_NFT=1/5'
+	$(MAKE) test-e2e-$* KERNELFLAGS.$*= RUN='^(TestCases|TestBadInput|TestBackend|TestOracle.*|TestTruth|TestTruthNFT|TestTruthEB)$$$$' \
+		VMFLAGS='$(MATRIXFLAGS.$*) -env NFTRACE_TRUTH=1/3 -env NFTRACE_NFT=1/5 -env NFTRACE_EB=1/2 $(VMFLAGS)'
+
+#: make test-truth          all rulesets of all engines on each kernel of MATRIX, more than 100 of each engine
+test-truth: $(MATRIX:%=test-truth-%)
+
+test-truth-%:
+	$(MAKE) test-e2e-$* KERNELFLAGS.$*= RUN='^(TestTruth|TestTruthNFT)$$$$' NFTRACE_SEEDS=1-37 VMFLAGS='$(MATRIXFLAGS.$*) $(VMFLAGS)'
+	$(MAKE) test-e2e-$* KERNELFLAGS.$*= RUN='^TestTruthEB$$$$' NFTRACE_SEEDS=1-97 VMFLAGS='$(MATRIXFLAGS.$*) $(VMFLAGS)'
+
+#: make test-arm64          scenarios and a few rulesets on emulated arm64, with one CPU and with two
+test-arm64: test-arm64-1 test-arm64-2
+
+# A bare name after the slash is a ruleset of TestTruthNFT.
+test-arm64-%: setup-arm64
+	$(MAKE) test-e2e-6.12-arm64 RUN='^(TestCases|TestTruth|TestTruthNFT)$$$$/^(s1|s7|shared|[a-r])' \
+		VMFLAGS='-smp $* -env NFTRACE_TRUTH=1/29 -env NFTRACE_NFT=1/41 $(VMFLAGS)'
 
 #: make test-e2e-lockdown   what nftrace says where the kernel forbids tracing, in boots of their own
 test-e2e-lockdown: $(KERNELS:%=test-e2e-lockdown-%)
 
 test-e2e-lockdown-%:
 	$(MAKE) test-e2e-$* RUN='^TestLockdown$$$$' VMFLAGS='$(VMFLAGS) -append lockdown=confidentiality'
+
+#: make test-e2e-no-btf    with modules that have no type information, in boots of their own
+NO_BTF = x_tables,bridge,nf_nat,nf_defrag_ipv6,nf_flow_table
+test-e2e-no-btf:
+	$(MAKE) test-e2e-6.12 RUN='^(TestIPTablesComesLater|TestCases|TestModulesWithoutBTF)$$$$/^(s1-container|s4-ebtables-tree|s7)' \
+		VMFLAGS='-env NFTRACE_NO_BTF=$(NO_BTF) -smp 2 -append preempt=full $(VMFLAGS)'
+	$(MAKE) test-e2e-6.12 RUN='^TestModulesWithoutBTF$$$$' VMFLAGS='-env NFTRACE_NO_BTF=all $(VMFLAGS)'
 
 #: make bench               what nftrace costs a packet, in instructions; KERNEL=6.1, BENCHFLAGS=-profile
 # First with per-CPU counters as on real hosts, then with those of one possible CPU.
@@ -159,20 +201,20 @@ cross:
 clean:
 	rm -rf build
 
-build/e2e.test: FORCE
+build/e2e.test build/arm64/e2e.test: FORCE
 	$(GO) test -c -o $@ ./testenv/e2e
 
-build/symbolize.test: FORCE
+build/symbolize.test build/arm64/symbolize.test: FORCE
 	$(GO) test -c -o $@ ./pkg/symbolize
 
-build/traffic: FORCE
+build/traffic build/arm64/traffic: FORCE
 	$(GO) build -o $@ ./testenv/cmd/traffic
 
-build/nftrace: FORCE
+build/nftrace build/arm64/nftrace: FORCE
 	$(GO) build -o $@ ./cmd/nftrace
 
 # go build knows best whether something has changed.
-build/vm: FORCE
+build/vm build/arm64/vm: FORCE
 	$(GO) build -o $@ ./testenv/cmd/vm
 
 FORCE:
