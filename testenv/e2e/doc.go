@@ -40,6 +40,8 @@
 //	-- fresh --        in a topology of its own, with the tables that are there only
 //	-- args --         arguments of nftrace
 //	-- unresolved --   for what cause runs of tables may be unresolved; there must be some
+//	-- own --          why the case needs an nftrace that sees nothing else; the others of
+//	                   a test share one, for to start it takes longer than to compare
 //
 // The cases of testdata/arp are rulesets of arptables, legacy and nft. The kernel traces none of ARP:
 // TestTruthARP holds how often nftrace names each rule against the rules' own counters. Sections:
@@ -54,7 +56,7 @@
 //
 // The rulesets of testdata/truth, by way of iptables-nft, and those of testdata/nft go through
 // nf_tables: TestTruthNFT holds every line of nftrace against what the kernel tells of them by netlink.
-// Besides traffic, alone, args and unresolved, the sections of testdata/nft are
+// Besides traffic, alone, args, unresolved and own, the sections of testdata/nft are
 //
 //	-- nft --          input of nft -f, with "@300 TEXT" as above
 //	-- hits --         lines that packets must meet, so that a dead ruleset shows, as
