@@ -64,8 +64,8 @@ type NFTRule struct {
 	Handle uint64
 	Chain  *NFTChain
 	Num    int // position in the chain, from 1, as iptables -L --line-numbers has it
-	// Unconditional: no match at all, only counters, comments, and a verdict, a
-	// target or native statements.
+	// Unconditional: no match at all, only counters, and a verdict, a target or
+	// native statements.
 	Unconditional bool
 	// Target is the xtables target's name or the native statement that ends or
 	// acts last ("REJECT", "LOG"; native "reject", "masquerade", "dnat", "snat",

@@ -158,13 +158,12 @@ func (e *nftExpr) statement(compat bool) string {
 	return name
 }
 
-// harmless reports that e is no match, no verdict and no statement.
+// harmless reports that e is no match, no verdict and no statement. A comment is a match to
+// xtables (net/ipv4/netfilter/ip_tables.c:unconditional).
 func (e *nftExpr) harmless() bool {
 	switch e.name {
 	case "counter", "last", "immediate":
 		return true
-	case "match":
-		return e.xt.Name == "comment"
 	case "meta", "ct", "payload", "exthdr":
 		return e.writes
 	case "objref":
