@@ -91,11 +91,20 @@ serve h udp-echo :7
 // truthSetup makes the outside know the containers' network, so that they get
 // answers without NAT, and sends no SYN+ACK again, nor words about fragments that never came,
 // after a case has ended.
-const truthSetup = `
+var truthSetup = `
 ip -n ext route add 172.17.0.0/16 via 10.211.55.8
-for ns in h c1 c2 ext; do ip netns exec $ns sh -c 'echo 0 > /proc/sys/net/ipv4/tcp_synack_retries
-	echo 3600 | tee /proc/sys/net/ipv4/ipfrag_time > /proc/sys/net/ipv6/ip6frag_time'; done
-`
+for ns in h c1 c2 ext; do ip netns exec $ns sh -c 'echo 0 > /proc/sys/net/ipv4/tcp_synack_retries'; done
+` + holdFragments(heldForGood)
+
+// heldForGood is longer than a test.
+const heldForGood = 3600
+
+// holdFragments are shell lines that set how many seconds new fragments wait for others.
+func holdFragments(seconds int) string {
+	return fmt.Sprintf(`for ns in h c1 c2 ext; do ip netns exec $ns sh -c '
+	echo %d | tee /proc/sys/net/ipv4/ipfrag_time > /proc/sys/net/ipv6/ip6frag_time'; done
+`, seconds)
+}
 
 // baseChains are the tables of each family, and their chains.
 var baseChains = []struct{ table, chains string }{

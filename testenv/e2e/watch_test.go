@@ -28,12 +28,16 @@ const (
 	settled = 150 * time.Millisecond
 	// overdue is how long nothing must come until what is missing is believed to be so.
 	overdue = 20 * time.Second
+	// heldFor is how many seconds fragments wait for others: nftrace tells of them when they do
+	// no longer.
+	heldFor = 5
 )
 
 // startWatch starts nftrace with flags and returns once it is attached. Of a module that a
 // ruleset brought nftrace would miss the first packets.
 func startWatch(t *testing.T, flags ...string) *watch {
 	t.Helper()
+	sh(t, holdFragments(heldFor))
 	sh(t, "modprobe -a ip_tables ip6_tables br_netfilter nf_nat nf_defrag_ipv6 nf_tables nf_flow_table")
 	file := filepath.Join(t.TempDir(), "out")
 	r, stdin, err := os.Pipe()
@@ -101,6 +105,7 @@ func (w *watch) take(check func(out []byte) error) error {
 // what ordinary traffic must not have.
 func (w *watch) end(t *testing.T, check func(rest []byte) error) {
 	t.Helper()
+	sh(t, holdFragments(heldForGood))
 	w.stdin.Close()
 	if status := w.p.status(); status != 0 {
 		t.Errorf("nftrace: status %d", status)
