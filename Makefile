@@ -83,8 +83,8 @@ vm-%: build/vm $$(call bin,$$*)vm
 test: test-unit test-quick
 
 # What no kernel runs here, and what only the first does.
-QUICK_SKIP = ^TestTruth$$$$/^fresh$$$$
-QUICK_SKIP.6.1 = $(QUICK_SKIP)|^TestCases$$$$/^s[4-6]|^(TestTruthARP|TestTruthEB|TestOracle.*)$$$$
+QUICK_SKIP = ^TestTruth$$$$/^fresh$$$$|^TestTruthARP$$$$
+QUICK_SKIP.6.1 = $(QUICK_SKIP)|^TestCases$$$$/^s[4-6]|^(TestTruthEB|TestOracle.*)$$$$
 test-quick:
 	$(MAKE) test-e2e RUN='^(TestCases|TestBadInput|TestOracle.*|TestTruth.*)$$$$' SKIP='$(QUICK_SKIP)' SKIP.6.1='$(QUICK_SKIP.6.1)' \
 		VMFLAGS='$(VMFLAGS) -env NFTRACE_TRUTH=1/7 -env NFTRACE_NFT=1/17 -env NFTRACE_EB=1/4'
