@@ -189,19 +189,12 @@ func runNFTTruths(t *testing.T, cases []*nftTruth, nftrace bool) {
 			total.failed++
 		}
 	}
-	shared, own := together(cases)
-	var w *watch
-	if nftrace && len(shared) > 0 {
-		w = startWatch(t, "--format", "json")
-	}
-	for _, c := range shared {
-		run(c, w)
-	}
-	if w != nil {
-		w.end(t, func(rest []byte) error { return compareNFT(nil, rest, "") })
-	}
-	for _, c := range own {
-		run(c, nil)
+	if nftrace {
+		runTogether(t, cases, run, func(rest []byte) error { return compareNFT(nil, rest, "") }, "--format", "json")
+	} else {
+		for _, c := range cases {
+			run(c, nil)
+		}
 	}
 	t.Logf("compared: %d rulesets, %d packets, %d steps; %d rulesets differ", total.rulesets, total.packets, total.lines, total.failed)
 }

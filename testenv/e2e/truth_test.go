@@ -368,24 +368,13 @@ func truthRun(t *testing.T, cases []*truth, total *tally) {
 			}
 		})
 	}
-	shared, own := together(cases)
-	if len(shared) > 0 {
-		// Before any ruleset, or the first would have another nftrace's packets.
-		w := startWatch(t, "--format", "trace")
-		for _, c := range shared {
-			run(c, w)
+	runTogether(t, cases, run, func(rest []byte) error {
+		lines, err := kernel.more()
+		if err != nil {
+			return err
 		}
-		w.end(t, func(rest []byte) error {
-			lines, err := kernel.more()
-			if err != nil {
-				return err
-			}
-			return compareTrace(lines, oracle.Without(string(rest)), "")
-		})
-	}
-	for _, c := range own {
-		run(c, nil)
-	}
+		return compareTrace(lines, oracle.Without(string(rest)), "")
+	}, "--format", "trace")
 }
 
 // kernelLines are an oracle's lines, case by case.
@@ -405,6 +394,13 @@ func (k *kernelLines) more() ([]string, error) {
 
 // next leaves what lines there are by now to the case that ends.
 func (k *kernelLines) next(lines []string) { k.taken += len(lines) }
+
+// skip leaves what lines there are by now to nobody.
+func (k *kernelLines) skip() error {
+	lines, err := k.more()
+	k.next(lines)
+	return err
+}
 
 // runTruth runs one case, under the nftrace that is there or one of its own.
 func runTruth(t *testing.T, c *truth, kernel *kernelLines, w *watch) (npackets, nlines int) {
@@ -457,12 +453,9 @@ func runTruth(t *testing.T, c *truth, kernel *kernelLines, w *watch) (npackets, 
 		traffic(ctx, t, c)
 		err = w.take(check)
 	} else {
-		// What came before is no case's.
-		lines, err = kernel.more()
-		if err != nil {
+		if err := kernel.skip(); err != nil {
 			t.Fatal(err)
 		}
-		kernel.next(lines)
 		out, stderr := traffic(ctx, t, c, "nftrace", "--format", "trace")
 		err = errors.Join(check(out), checkSummary(stderr, c.cause(out)))
 	}

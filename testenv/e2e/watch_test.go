@@ -118,9 +118,12 @@ func (w *watch) end(t *testing.T, check func(rest []byte) error) {
 	}
 }
 
-// together parts the cases that one nftrace can see one after the other from those that need
-// one of their own.
-func together[T interface{ needsOwn() bool }](cases []T) (shared, own []T) {
+// runTogether runs the cases that one nftrace can see one after the other under one, with flags,
+// and then those that need one of their own, for which run gets none. rest checks what that one
+// printed behind the last of its cases.
+func runTogether[T interface{ needsOwn() bool }](t *testing.T, cases []T, run func(c T, w *watch), rest func(out []byte) error, flags ...string) {
+	t.Helper()
+	var shared, own []T
 	for _, c := range cases {
 		if c.needsOwn() {
 			own = append(own, c)
@@ -128,5 +131,15 @@ func together[T interface{ needsOwn() bool }](cases []T) (shared, own []T) {
 			shared = append(shared, c)
 		}
 	}
-	return shared, own
+	if len(shared) > 0 {
+		// Before any ruleset, or the first would have another nftrace's packets.
+		w := startWatch(t, flags...)
+		for _, c := range shared {
+			run(c, w)
+		}
+		w.end(t, rest)
+	}
+	for _, c := range own {
+		run(c, nil)
+	}
 }
