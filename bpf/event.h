@@ -52,6 +52,7 @@ enum rec_flag {
 				* without REC_AFTER it may have changed, too */
 	REC_F_NFTMISSED =
 		0x0080, /* something that nf_tables did may be missing */
+	REC_F_TRACKED = 0x0400, /* the packet had a conntrack entry behind it */
 	/* Of REC_EBT. */
 	REC_F_NOENTRY = 0x0200, /* another call came in between, or the
 				 * beginning of this one was not seen */
@@ -73,8 +74,11 @@ struct dev {
 #define PKT_MAC	 32
 
 enum pkt_flag {
-	PKT_F_OWNER = 0x1, /* uid and gid hold */
-	PKT_F_CT = 0x2,	   /* skb->_nfct is set */
+	PKT_F_OWNER = 0x1,  /* uid and gid hold */
+	PKT_F_CT = 0x2,	    /* skb->_nfct is set */
+	PKT_F_CTMARK = 0x4, /* there is a conntrack entry, and ct_mark holds */
+	PKT_F_CONFIRMED =
+		0x8, /* which is not that of its first packet (IPS_CONFIRMED) */
 };
 
 /* The head of a packet: what TRACE prints of it. */
@@ -90,6 +94,7 @@ struct pkt {
 	__u8 ctinfo;	 /* enum ip_conntrack_info */
 	__u8 flags;	 /* enum pkt_flag */
 	__u8 pad;
+	__u32 ct_mark; /* nf_conn.mark (PKT_F_CTMARK), else 0 */
 	/* Copied and compared by words. */
 	__u8 mac[PKT_MAC] __attribute__((aligned(8)));
 	__u8 data[PKT_DATA]; /* from the network header on */

@@ -144,6 +144,8 @@ struct nf_hook_state {
 
 struct nf_conn {
 	possible_net_t ct_net;
+	unsigned long status;
+	u32 mark;
 };
 
 struct net_bridge_port {
@@ -277,6 +279,9 @@ enum skb_drop_reason { SKB_DROP_REASON_NETFILTER_DROP = 1 };
 #define EBT_SO_SET_COUNTERS 129
 
 #define IP_CT_IS_REPLY 3
+
+/* Bit of nf_conn.status. */
+#define IPS_CONFIRMED 0x8
 
 #define ETH_P_IP   0x0800
 #define ETH_P_ARP  0x0806

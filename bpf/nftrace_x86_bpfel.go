@@ -260,7 +260,7 @@ type NftracePkt struct {
 	Ctinfo    uint8
 	Flags     uint8
 	Pad       uint8
-	_         [4]byte
+	CtMark    uint32
 	Mac       [32]uint8
 	Data      [160]uint8
 }
@@ -268,8 +268,10 @@ type NftracePkt struct {
 type NftracePktFlag uint32
 
 const (
-	NftracePktFlagPKT_F_OWNER NftracePktFlag = 1
-	NftracePktFlagPKT_F_CT    NftracePktFlag = 2
+	NftracePktFlagPKT_F_OWNER     NftracePktFlag = 1
+	NftracePktFlagPKT_F_CT        NftracePktFlag = 2
+	NftracePktFlagPKT_F_CTMARK    NftracePktFlag = 4
+	NftracePktFlagPKT_F_CONFIRMED NftracePktFlag = 8
 )
 
 type NftracePktTuple struct {
@@ -361,6 +363,7 @@ const (
 	NftraceRecFlagREC_F_UNCOUNTED NftraceRecFlag = 32
 	NftraceRecFlagREC_F_UNSEEN    NftraceRecFlag = 64
 	NftraceRecFlagREC_F_NFTMISSED NftraceRecFlag = 128
+	NftraceRecFlagREC_F_TRACKED   NftraceRecFlag = 1024
 	NftraceRecFlagREC_F_NOENTRY   NftraceRecFlag = 512
 	NftraceRecFlagREC_F_BETWEEN   NftraceRecFlag = 256
 	NftraceRecFlagREC_F_LATE      NftraceRecFlag = 8192

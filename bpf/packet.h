@@ -139,6 +139,20 @@ __verified_once_mem int copy_mac(struct pkt *p, u64 at)
 	return 0;
 }
 
+/* The mark of the packet's connection. Kernels without CONFIG_NF_CONNTRACK_MARK have none. */
+static __always_inline void read_ct(struct pkt *p, u64 nfct)
+{
+	u64 ct = nfct & ~7ULL;
+
+	p->flags = nfct ? PKT_F_CT : 0;
+	p->ct_mark = 0;
+	if (!ct || !bpf_core_field_exists(struct nf_conn, mark))
+		return;
+	p->flags |= PKT_F_CTMARK;
+	if (read_conn(ct, &p->ct_mark) & IPS_CONFIRMED)
+		p->flags |= PKT_F_CONFIRMED;
+}
+
 /* What targets may change of a packet. */
 static __always_inline void read_data(struct pkt *p, struct sk_buff *skb,
 				      u64 head, u32 nh)
@@ -151,7 +165,7 @@ static __always_inline void read_data(struct pkt *p, struct sk_buff *skb,
 	p->len = get(skb, len) + off - nh;
 	p->mark = get(skb, mark);
 	p->ctinfo = nfct & 7;
-	p->flags = nfct ? PKT_F_CT : 0;
+	read_ct(p, nfct);
 	/* The linear part, from the network header on. */
 	lin = lin > nh ? lin - nh : 0;
 	if (lin > PKT_DATA)

@@ -901,6 +901,7 @@ static __noinline int frame_send(struct where *w, struct frame *f,
 {
 	struct rec_hook *rec = &f->rec;
 	u32 flags = rec->hdr.flags, netns = rec->hdr.netns;
+	const struct pkt *before;
 	struct rec_pkt *after;
 	struct scratch *s;
 	u64 n;
@@ -913,6 +914,8 @@ static __noinline int frame_send(struct where *w, struct frame *f,
 	rec->hdr.flags |= flags;
 	if (!skb)
 		rec->hdr.flags |= REC_F_UNSEEN;
+	else if (get(skb, _nfct) & ~7UL)
+		rec->hdr.flags |= REC_F_TRACKED;
 	rec->hdr.netns = netns;
 	if (f->split) {
 		if (skb)
@@ -947,7 +950,9 @@ static __noinline int frame_send(struct where *w, struct frame *f,
 	after = &s->after;
 	read_data(&after->pkt, skb, number(get(skb, head)),
 		  get(skb, network_header));
-	if (same_data(&after->pkt, f->nft_changed ? &f->nft_pkt : &rec->before))
+	before = f->nft_changed ? &f->nft_pkt : &rec->before;
+	if (same_data(&after->pkt, before) &&
+	    after->pkt.ct_mark == before->ct_mark)
 		return 0;
 	rec_begin(&after->hdr, REC_AFTER, j, NULL, w->now, w->cpu);
 	after->hdr.netns = netns;

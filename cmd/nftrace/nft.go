@@ -288,6 +288,7 @@ func (r *resolver) nftRun(s *events.Step) {
 	if path != nil {
 		n := t.NFT
 		n.Compat, n.Chain, n.Type, n.Priority, n.NAT = path.compat, path.chain, path.kind, path.priority, path.nat
+		n.LeavesConn = rs.err == nil && !rs.SetsConn && !n.Flipped
 	}
 	if t.Unresolved == "" && path == nil {
 		t.Unresolved = err.Error()

@@ -117,7 +117,7 @@ func (r *resolver) tablesOf(part *events.Part, steps []events.Step) bool {
 	if n == len(steps) {
 		return true // they were told in their order
 	}
-	r.part(part, steps[n:])
+	r.part(part, steps[:n], steps[n:])
 	if part.Changed {
 		behindNFT(steps, n)
 	}
@@ -140,12 +140,13 @@ func (r *resolver) netns(inum uint32) string {
 	return name
 }
 
-// part resolves the runs of tables in one part of a hook's call.
-func (r *resolver) part(part *events.Part, steps []events.Step) {
+// part resolves the runs of xtables' tables in one part of a hook's call; others are those of
+// nf_tables and ebtables there.
+func (r *resolver) part(part *events.Part, others, steps []events.Step) {
 	pattern := part.Pattern
 	if pattern == nil {
 		r.work(steps)
-		packetsOf(r.runs)
+		packetsOf(r.runs, others)
 		return
 	}
 	all, _ := pattern.Known.(*knownParts)
@@ -157,11 +158,11 @@ func (r *resolver) part(part *events.Part, steps []events.Step) {
 	switch {
 	case known == nil:
 		r.work(steps)
-		packetsOf(r.runs)
+		packetsOf(r.runs, others)
 		all.keep(part, r.runs)
 	case known.modifies || part.Before.Data == nil:
 		r.runs = known.again(r.runs[:0], steps)
-		packetsOf(r.runs)
+		packetsOf(r.runs, others)
 	default:
 		known.unmodified(part, steps)
 	}
@@ -386,16 +387,18 @@ func packetInfo(s *events.Step) (symbolize.PacketInfo, bool) {
 }
 
 // packetsOf tells, for each rule of a part's tables, the packet as it was when the rule
-// matched. Targets such as MARK and TTL change it on the way.
-func packetsOf(runs []tableRun) {
+// matched. Targets such as MARK and TTL change it on the way. others are runs of nf_tables and
+// ebtables there.
+func packetsOf(runs []tableRun, others []events.Step) {
 	part := runs[0].step.Table.Part
-	changers := 0
+	changers, restores := 0, false
 	for i := range runs {
 		switch run := &runs[i]; {
 		case run.path != nil && run.path.modifies:
 			for k := range run.path.Visits {
-				if run.entry(k).Modifies() {
+				if e := run.entry(k); e.Modifies() {
 					changers++
+					restores = restores || e.RestoresMark()
 				}
 			}
 		case run.opaque():
@@ -413,6 +416,9 @@ func packetsOf(runs []tableRun) {
 	case part.AfterNAT && changers > 0:
 		// It was seen behind the part only.
 		c.unsure = "it was seen only behind the rules that may have changed it"
+	}
+	if restores {
+		c.restored = restoredMarks(runs, others)
 	}
 	c.now = &part.Before
 	for i := range runs {
@@ -451,6 +457,7 @@ type chain struct {
 	// lost is set where even the TTL is not known any more.
 	lost     bool
 	changers int // visits, and tables that are not known, still to come that may change it
+	restored []restored
 }
 
 func (c *chain) table(run *tableRun) {
@@ -467,7 +474,12 @@ func (c *chain) table(run *tableRun) {
 	case run.path.modifies:
 		for i := range t.Rules {
 			c.meet(t, i)
-			if e := run.entry(i); e.Modifies() {
+			switch e := run.entry(i); {
+			case e.RestoresMark():
+				r := c.restored[0]
+				c.restored = c.restored[1:]
+				c.change(e.Target, r.mark, c.now.Data, r.ok)
+			case e.Modifies():
 				mark, data, ok := run.table.Apply(e.Index, c.now.Mark, c.now.Data)
 				c.change(e.Target, mark, data, ok)
 			}

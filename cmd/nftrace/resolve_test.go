@@ -116,7 +116,7 @@ func TestPacketsOf(t *testing.T) {
 			part := &events.Part{Before: *pkt(0, 64), Verdict: tt.verdict}
 			part.After = tt.after
 			run := runOf(t, "filter", part, tt.verdict, tt.rules)
-			packetsOf([]tableRun{run})
+			packetsOf([]tableRun{run}, nil)
 			table := run.step.Table
 			checkPackets(t, table, tt.want)
 			last, _ := table.Packet(len(table.Rules) - 1)
@@ -178,7 +178,7 @@ func TestPacketsOfPart(t *testing.T) {
 			}
 			filter := runs[1].step.Table
 			filter.SetBefore(filter.Before, "NEW", false)
-			packetsOf(runs)
+			packetsOf(runs, nil)
 			checkPackets(t, runs[0].step.Table, tt.first)
 			checkPackets(t, filter, tt.second)
 			if filter.Before.CT != "NEW" || filter.Before.Mark != uint32(tt.before) {
@@ -192,7 +192,7 @@ func TestPacketsOfPart(t *testing.T) {
 	// Gone behind NAT before it was seen there.
 	part := &events.Part{AfterNAT: true, Verdict: events.NFDrop}
 	run := runOf(t, "filter", part, events.NFDrop, []rule{mark(1, 1), {target: "DROP"}})
-	packetsOf([]tableRun{run})
+	packetsOf([]tableRun{run}, nil)
 	checkPackets(t, run.step.Table, keep(not("not seen")))
 }
 
@@ -545,6 +545,79 @@ func TestPlain(t *testing.T) {
 		if first != (tt.want && tt.target != "") || second != tt.want {
 			t.Errorf("%s: %q, %q", tt.target, j.Steps[0].Table.Unresolved, j.Steps[1].Table.Unresolved)
 		}
+	}
+}
+
+// connmark is the target with a mode: 0 set, 1 save, 2 restore.
+func connmark(mode byte, value uint32) rule {
+	r := rule{target: "CONNMARK", rev: 1}
+	for _, v := range []uint32{value, 0xffffffff, 0xffffffff} {
+		r.data = binary.NativeEndian.AppendUint32(r.data, v)
+	}
+	r.data = append(r.data, mode, 0, 0, 0)
+	return r
+}
+
+// The mark that a connection's is restored to is told from what is seen of it, before or behind.
+func TestRestoredMarks(t *testing.T) {
+	const accept = events.NFAccept
+	restore, save, five := connmark(2, 0), connmark(1, 0), mark(5, 0xffffffff)
+	recipe := []rule{restore, five, save}
+	at := func(mark uint32) packetRule { return packetRule{mark, 64, ""} }
+	lost := not("CONNMARK")
+	tracked := func(mark, conn uint32, state string, confirmed bool) events.Packet {
+		p := *pkt(mark, 64)
+		p.CT, p.HasCTMark, p.CTMark, p.CTConfirmed = state, true, conn, confirmed
+		return p
+	}
+	before := *pkt(0, 64)
+	unlike := func(p events.Packet) *events.Packet {
+		p.Data = append([]byte(nil), p.Data...)
+		p.Data[9] = 4
+		return &p
+	}
+	first, later := tracked(5, 5, "NEW", false), tracked(5, 5, "NEW", true)
+	mine, still := tracked(1, 7, "ESTABLISHED", true), tracked(5, 7, "ESTABLISHED", true)
+	untracked, unread := *pkt(1, 64), *pkt(1, 64)
+	untracked.CT, unread.CT = "UNTRACKED", "NEW"
+	template := rule{target: "CT", rev: 2, data: make([]byte, 16)}
+	nft := func(leaves bool) []events.Step {
+		return []events.Step{{Table: &events.TableRun{NFT: &events.NFTRun{LeavesConn: leaves}}}}
+	}
+	for _, tt := range []struct {
+		name     string
+		hook     uint8
+		table    string
+		rules    []rule
+		before   events.Packet
+		after    *events.Packet
+		tracked  bool
+		afterNAT bool
+		others   []events.Step
+		want     []packetRule
+	}{
+		{"the first packet of all", events.HookPreRouting, "mangle", recipe, before, unlike(first), true, false, nil, []packetRule{at(0), at(0), at(5), at(5)}},
+		{"the second, before a reply", events.HookPreRouting, "mangle", recipe, before, unlike(later), true, false, nil, []packetRule{at(0), lost}},
+		{"nobody saved it", events.HookPreRouting, "mangle", []rule{restore, five}, before, unlike(still), true, false, nil, []packetRule{at(0), at(7), at(5)}},
+		{"mark 0 behind, in all that is seen", events.HookPreRouting, "mangle", []rule{five, restore, five}, before, nil, true, false, nil, []packetRule{at(0), at(5), lost}},
+		{"known before", events.HookLocalIn, "mangle", []rule{restore, five}, mine, nil, true, false, nil, []packetRule{at(1), at(7), at(5)}},
+		{"untracked", events.HookLocalIn, "mangle", []rule{restore, five}, untracked, nil, false, false, nil, []packetRule{at(1), at(1), at(5)}},
+		{"tracked, with a mark that was not read", events.HookLocalIn, "mangle", []rule{restore, five}, unread, nil, true, false, nil, []packetRule{at(1), lost}},
+		{"and another behind", events.HookLocalIn, "mangle", []rule{restore, five}, mine, unlike(tracked(5, 8, "ESTABLISHED", true)), true, false, nil, []packetRule{at(1), lost}},
+		{"not tracked, an invalid packet", events.HookPreRouting, "mangle", []rule{five, restore, save}, before, unlike(*pkt(5, 64)), false, false, nil, []packetRule{at(0), at(5), at(5), at(5)}},
+		{"before it is tracked", events.HookPreRouting, "raw", []rule{five, restore, save}, before, unlike(tracked(5, 9, "ESTABLISHED", true)), true, false, nil, []packetRule{at(0), at(5), at(5), at(5)}},
+		{"a template", events.HookPreRouting, "raw", []rule{template, restore, five}, before, unlike(still), true, false, nil, []packetRule{at(0), at(0), lost}},
+		{"nf_tables leaves it", events.HookPreRouting, "mangle", []rule{restore, five}, before, unlike(still), true, false, nft(true), []packetRule{at(0), at(7), at(5)}},
+		{"nf_tables may set it", events.HookPreRouting, "mangle", []rule{restore, five}, before, unlike(still), true, false, nft(false), []packetRule{at(0), lost}},
+		{"behind NAT", events.HookLocalOut, "filter", []rule{restore, five}, mine, unlike(still), true, true, nil, []packetRule{not("seen only behind"), not("seen only behind")}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			part := &events.Part{Before: tt.before, After: tt.after, Tracked: tt.tracked, AfterNAT: tt.afterNAT, Verdict: accept}
+			run := runOf(t, tt.table, part, accept, tt.rules)
+			run.step.Place = &events.Place{Hook: tt.hook, PF: events.PFIPv4}
+			packetsOf([]tableRun{run}, tt.others)
+			checkPackets(t, run.step.Table, tt.want)
+		})
 	}
 }
 

@@ -407,6 +407,7 @@ func (a *Assembler) hook(d *draft, h *bpf.NftraceRecHdr, raw []byte) error {
 	if hasBefore || hasTables || len(d.nft.events) > 0 {
 		p = d.parts.take()
 		p.After, p.AfterNAT, p.Changed, p.Verdict, p.Pattern = nil, behind, false, VerdictUnknown, nil
+		p.Tracked = h.Flags&uint32(bpf.NftraceRecFlagREC_F_TRACKED) != 0
 		if hasBefore {
 			p.rawBefore = r.Before
 			readPacket(&p.Before, &p.rawBefore)

@@ -845,6 +845,28 @@ func TestTracked(t *testing.T) {
 	}
 }
 
+// What is known of a packet's connection behind a hook comes with the hook's record, its mark with
+// the packet's.
+func TestConnMark(t *testing.T) {
+	known := ping()
+	known.Flags = uint8(bpf.NftracePktFlagPKT_F_CT | bpf.NftracePktFlagPKT_F_CTMARK | bpf.NftracePktFlagPKT_F_CONFIRMED)
+	known.CtMark = 9
+	for _, flags := range []bpf.NftraceRecFlag{0, bpf.NftraceRecFlagREC_F_TRACKED} {
+		s := newScript(t, NewAssembler(), 7)
+		s.part(part{hook: HookPreRouting, flags: flags, tables: []string{"mangle"}, runs: -1, hits: []bpf.NftraceHit{hit(0, 1, 1)}})
+		s.after(known)
+		s.xmit()
+		s.end(0)
+		p := s.journey().Steps[0].Table.Part
+		if want := flags != 0; p.Tracked != want {
+			t.Errorf("tracked: %v, want %v", p.Tracked, want)
+		}
+		if b, a := &p.Before, p.After; b.HasCTMark || b.CTConfirmed || b.CTMark != 0 || !a.HasCTMark || !a.CTConfirmed || a.CTMark != 9 {
+			t.Errorf("before %+v, after %+v", b, a)
+		}
+	}
+}
+
 func TestBadRecords(t *testing.T) {
 	var r bpf.NftraceRecHook
 	r.Hdr.Type = uint16(bpf.NftraceRecTypeREC_HOOK)

@@ -208,6 +208,9 @@ func readPacket(to *Packet, p *bpf.NftracePkt) {
 		ct := &ctStates[p.Ctinfo&7]
 		to.CT, to.CTReply = ct.state, ct.reply
 	}
+	to.HasCTMark = p.Flags&uint8(bpf.NftracePktFlagPKT_F_CTMARK) != 0
+	to.CTConfirmed = p.Flags&uint8(bpf.NftracePktFlagPKT_F_CONFIRMED) != 0
+	to.CTMark = p.CtMark
 }
 
 func ns(t uint64) time.Duration { return time.Duration(t) }

@@ -88,6 +88,11 @@ type Packet struct {
 	CT string
 	// CTReply is set for packets in the reply direction of their connection.
 	CTReply bool
+	// HasCTMark is set where the packet has a conntrack entry and its mark is known; CTMark
+	// is that then, and CTConfirmed is clear as long as no packet of its connection has
+	// passed the last hook.
+	HasCTMark, CTConfirmed bool
+	CTMark                 uint32
 	// VLAN is the 802.1Q tag beside the packet (skb->vlan_tci), -1 for none.
 	VLAN int
 }
@@ -234,6 +239,8 @@ type NFTRun struct {
 	Priority int
 	// NAT is set where the namespace has base chains of type nat for such packets.
 	NAT bool
+	// LeavesConn is set where no rule of the namespace sets the marks of connections.
+	LeavesConn bool
 }
 
 // NFTEvent is one call of net/netfilter/nf_tables_core.c:__nft_trace_packet.
@@ -314,6 +321,8 @@ type Part struct {
 	// limit), which routing decrements, may have changed behind the hook. It is nil where
 	// the packet is not known, or was gone.
 	After *Packet
+	// Tracked is set where the packet had a conntrack entry behind the part.
+	Tracked bool
 	// Verdict is NFAccept where the packet went on behind the part, else NFDrop
 	// or VerdictUnknown.
 	Verdict int

@@ -13,9 +13,6 @@ var leavesPacket = map[string]bool{
 	"SYNPROXY": true, "TEE": true, "TRACE": true,
 }
 
-// connmarkRestore is XT_CONNMARK_RESTORE.
-const connmarkRestore = 2
-
 // Modifies reports whether e's target may change what TRACE prints of the
 // packet for the visits that follow. Targets nobody knows may.
 func (e *Entry) Modifies() bool {
@@ -24,12 +21,7 @@ func (e *Entry) Modifies() bool {
 	}
 	switch e.Target {
 	case "CONNMARK":
-		// Of struct xt_connmark_tginfo1 and 2: the latter has the shift before the mode.
-		d, mode := dec{b: e.Data}, 12
-		if e.Revision >= 2 {
-			mode = 14
-		}
-		return d.u8(mode) == connmarkRestore || d.bad
+		return e.RestoresMark()
 	case "SET":
 		// Only revision 3 has --map-set, which may set the mark.
 		return e.Revision >= 3 && setMaps(e.Data)

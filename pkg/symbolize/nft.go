@@ -18,6 +18,8 @@ import (
 type NFTRuleset struct {
 	Gen    uint32      // NFTA_GEN_ID: the namespace's nft base_seq
 	Tables []*NFTTable // in the kernel's order, as are their chains and rules
+	// SetsConn is set where a rule sets something of connections, or may: their marks.
+	SetsConn bool
 
 	tables map[uint64]*NFTTable
 }
@@ -81,6 +83,7 @@ type NFTRule struct {
 	// chain for its policy, and lists as no rule.
 	ChainPolicy bool
 	foreign     bool     // not by iptables-nft
+	setsConn    bool     // the marks of connections, or it may
 	modules     []string // what iptables-nft-save loads to print it
 }
 
@@ -363,6 +366,9 @@ func newNFTRuleset(gen uint32, tables []*NFTTable) *NFTRuleset {
 	r := &NFTRuleset{Gen: gen, Tables: tables, tables: map[uint64]*NFTTable{}}
 	for _, t := range tables {
 		r.tables[t.Handle] = t
+		for _, rule := range t.rules {
+			r.SetsConn = r.SetsConn || rule.setsConn
+		}
 	}
 	return r
 }

@@ -172,6 +172,19 @@ func (e *nftExpr) harmless() bool {
 	return false
 }
 
+// setsConn reports that e may set the mark of a connection.
+func (e *nftExpr) setsConn() bool {
+	switch e.name {
+	case "ct":
+		return e.writes
+	case "target":
+		name := e.xt.Name
+		known := leavesPacket[name] || leavesMarks[name] || targetEnd[name] != 0
+		return name == "CONNMARK" || !known
+	}
+	return false
+}
+
 // foreign reports that iptables-nft and its like did not write the rule: those
 // put a counter into every rule, and know few expressions
 // (iptables/nft.c:supported_exprs). Their save programs leave out what else
@@ -242,9 +255,11 @@ func (m *nftRuleMsg) rule(t *NFTTable) *NFTRule {
 	r.native = m.text(t)
 	r.foreign = m.foreign(t.Family)
 	for i := range m.exprs {
-		if x := m.exprs[i].xtModule(); x != "" {
+		e := &m.exprs[i]
+		if x := e.xtModule(); x != "" {
 			r.modules = append(r.modules, x)
 		}
+		r.setsConn = r.setsConn || e.setsConn()
 	}
 	return r
 }
