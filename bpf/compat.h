@@ -90,21 +90,6 @@ static __always_inline bool in_prerouting(struct nf_bridge_info *nb)
 	return BPF_CORE_READ_BITFIELD_PROBED(nb, in_prerouting);
 }
 
-/* Reads of the conntrack entry at an address its mark, and returns its status. */
-static __always_inline u64 read_conn(u64 at, u32 *mark)
-{
-	struct nf_conn *ct = (void *)at;
-
-	if (has_rdonly_cast) {
-		ct = bpf_rdonly_cast(ct,
-				     bpf_core_type_id_kernel(struct nf_conn));
-		*mark = ct->mark;
-		return ct->status;
-	}
-	*mark = BPF_CORE_READ(ct, mark);
-	return BPF_CORE_READ(ct, status);
-}
-
 /* Three words of memory, loaded through a struct of the kernel's that is three words. */
 struct words {
 	u64 a, b, c;

@@ -348,6 +348,15 @@ enum skb_drop_reason { SKB_DROP_REASON_NETFILTER_DROP = 1 };
 		__n;                                                           \
 	})
 
+/* Whether n is not 0, without a branch, of which the verifier would follow both ways. */
+#define nonzero(n)                                                             \
+	({                                                                     \
+		u64 __n = (n);                                                 \
+		__n |= -__n;                                                   \
+		asm volatile("%0 >>= 63" : "+r"(__n));                         \
+		__n;                                                           \
+	})
+
 /*
  * For a function that is not static: the verifier looks at it once for each program, and
  * not anew for all that its callers know, nor at them for each of its results. A pointer

@@ -83,7 +83,7 @@ static __always_inline void nft_packet(struct frame *f, struct journey *j,
 	was = f->nft_changed ? &f->nft_pkt : &f->rec.before;
 	read_data(&r->pkt, skb, number(get(skb, head)),
 		  get(skb, network_header));
-	if (same_data(&r->pkt, was) &&
+	if (same_data(&r->pkt, was, NO_NFCT) &&
 	    (f->rec.place.pf != NFPROTO_BRIDGE || same_mac(was, skb)))
 		return;
 	read_pkt(&r->pkt, skb, net);

@@ -610,6 +610,7 @@ const (
 	NftraceVarNftOn             = "nft_on"
 	NftraceVarNftSeq            = "nft_seq"
 	NftraceVarNftStats          = "nft_stats"
+	NftraceVarNoTask            = "no_task"
 	NftraceVarNrCpus            = "nr_cpus"
 	NftraceVarOpenFrames        = "open_frames"
 	NftraceVarOpenTaskFrames    = "open_task_frames"
@@ -796,6 +797,7 @@ type NftraceVariableSpecs struct {
 	NftOn            *ebpf.VariableSpec `ebpf:"nft_on"`
 	NftSeq           *ebpf.VariableSpec `ebpf:"nft_seq"`
 	NftStats         *ebpf.VariableSpec `ebpf:"nft_stats"`
+	NoTask           *ebpf.VariableSpec `ebpf:"no_task"`
 	NrCpus           *ebpf.VariableSpec `ebpf:"nr_cpus"`
 	OpenFrames       *ebpf.VariableSpec `ebpf:"open_frames"`
 	OpenTaskFrames   *ebpf.VariableSpec `ebpf:"open_task_frames"`
@@ -944,6 +946,7 @@ type NftraceVariables struct {
 	NftOn            *ebpf.Variable `ebpf:"nft_on"`
 	NftSeq           *ebpf.Variable `ebpf:"nft_seq"`
 	NftStats         *ebpf.Variable `ebpf:"nft_stats"`
+	NoTask           *ebpf.Variable `ebpf:"no_task"`
 	NrCpus           *ebpf.Variable `ebpf:"nr_cpus"`
 	OpenFrames       *ebpf.Variable `ebpf:"open_frames"`
 	OpenTaskFrames   *ebpf.Variable `ebpf:"open_task_frames"`

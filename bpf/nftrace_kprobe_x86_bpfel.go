@@ -109,6 +109,7 @@ const (
 	NftraceKprobeVarNftOn              = "nft_on"
 	NftraceKprobeVarNftSeq             = "nft_seq"
 	NftraceKprobeVarNftStats           = "nft_stats"
+	NftraceKprobeVarNoTask             = "no_task"
 	NftraceKprobeVarNrCpus             = "nr_cpus"
 	NftraceKprobeVarOpenFrames         = "open_frames"
 	NftraceKprobeVarOpenTaskFrames     = "open_task_frames"
@@ -304,6 +305,7 @@ type NftraceKprobeVariableSpecs struct {
 	NftOn            *ebpf.VariableSpec `ebpf:"nft_on"`
 	NftSeq           *ebpf.VariableSpec `ebpf:"nft_seq"`
 	NftStats         *ebpf.VariableSpec `ebpf:"nft_stats"`
+	NoTask           *ebpf.VariableSpec `ebpf:"no_task"`
 	NrCpus           *ebpf.VariableSpec `ebpf:"nr_cpus"`
 	OpenFrames       *ebpf.VariableSpec `ebpf:"open_frames"`
 	OpenTaskFrames   *ebpf.VariableSpec `ebpf:"open_task_frames"`
@@ -452,6 +454,7 @@ type NftraceKprobeVariables struct {
 	NftOn            *ebpf.Variable `ebpf:"nft_on"`
 	NftSeq           *ebpf.Variable `ebpf:"nft_seq"`
 	NftStats         *ebpf.Variable `ebpf:"nft_stats"`
+	NoTask           *ebpf.Variable `ebpf:"no_task"`
 	NrCpus           *ebpf.Variable `ebpf:"nr_cpus"`
 	OpenFrames       *ebpf.Variable `ebpf:"open_frames"`
 	OpenTaskFrames   *ebpf.Variable `ebpf:"open_task_frames"`

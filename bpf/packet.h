@@ -139,33 +139,43 @@ __verified_once_mem int copy_mac(struct pkt *p, u64 at)
 	return 0;
 }
 
-/* The mark of the packet's connection. Kernels without CONFIG_NF_CONNTRACK_MARK have none. */
+/* Kernels without CONFIG_NF_CONNTRACK_MARK have no marks of connections. */
+#define has_ct_mark bpf_core_field_exists(struct nf_conn, mark)
+
+/* What is read of no entry is 0. */
+static __always_inline u32 read_ct_mark(u64 nfct)
+{
+	return read_u32((nfct & ~7ULL) +
+			bpf_core_field_offset(struct nf_conn, mark));
+}
+
+/* Whether the packet has a conntrack entry, and its mark. */
 static __always_inline void read_ct(struct pkt *p, u64 nfct)
 {
 	u64 ct = nfct & ~7ULL;
 
 	p->flags = nfct ? PKT_F_CT : 0;
 	p->ct_mark = 0;
-	if (!ct || !bpf_core_field_exists(struct nf_conn, mark))
+	if (!ct || !has_ct_mark)
 		return;
 	p->flags |= PKT_F_CTMARK;
-	if (read_conn(ct, &p->ct_mark) & IPS_CONFIRMED)
+	if (read_u64(ct + bpf_core_field_offset(struct nf_conn, status)) &
+	    IPS_CONFIRMED)
 		p->flags |= PKT_F_CONFIRMED;
+	p->ct_mark = read_ct_mark(nfct);
 }
 
 /* What targets may change of a packet. */
 static __always_inline void read_data(struct pkt *p, struct sk_buff *skb,
 				      u64 head, u32 nh)
 {
-	u64 nfct = get(skb, _nfct);
 	u32 off = number(get(skb, data)) - head;
 	u32 lin = get(skb, len) - get(skb, data_len) + off;
 
 	/* From the network header on, wherever skb->data is. */
 	p->len = get(skb, len) + off - nh;
 	p->mark = get(skb, mark);
-	p->ctinfo = nfct & 7;
-	read_ct(p, nfct);
+	p->ctinfo = get(skb, _nfct) & 7;
 	/* The linear part, from the network header on. */
 	lin = lin > nh ? lin - nh : 0;
 	if (lin > PKT_DATA)
@@ -174,14 +184,15 @@ static __always_inline void read_data(struct pkt *p, struct sk_buff *skb,
 	copy_data(p, head + nh);
 }
 
-static __noinline int read_pkt(struct pkt *p, struct sk_buff *skb,
-			       struct net *net)
+static __always_inline void read_all(struct pkt *p, struct sk_buff *skb,
+				     struct net *net)
 {
 	u32 nh = get(skb, network_header), mh = get(skb, mac_header), mac_len;
 	struct net_device *dev = get(skb, dev);
 	u64 head = number(get(skb, head));
 
 	read_data(p, skb, head, nh);
+	read_ct(p, get(skb, _nfct));
 	p->ethertype = protocol_of(skb);
 	p->vlan = vlan_of(skb);
 	read_owner(p, skb, net);
@@ -196,14 +207,43 @@ static __noinline int read_pkt(struct pkt *p, struct sk_buff *skb,
 			copy_mac(p, head + mh);
 		}
 	}
+}
+
+/* The same of packets that are numbers to the verifier, which looks at it but once. */
+__verified_once_mem int read_pkt_at(struct pkt *p, u64 skb, u64 net)
+{
+	if (p && has_rdonly_cast)
+		read_all(p, untrusted((void *)skb),
+			 bpf_rdonly_cast((void *)net,
+					 bpf_core_type_id_kernel(struct net)));
 	return 0;
 }
 
+static __noinline int read_pkt_of(struct pkt *p, struct sk_buff *skb,
+				  struct net *net)
+{
+	read_all(p, skb, net);
+	return 0;
+}
+
+static __always_inline void read_pkt(struct pkt *p, struct sk_buff *skb,
+				     struct net *net)
+{
+	if (has_rdonly_cast)
+		read_pkt_at(p, number(skb), number(net));
+	else
+		read_pkt_of(p, skb, net);
+}
+
+#define NO_NFCT 1
+
 /*
  * Whether two states of a packet differ in nothing that a target may have changed. Time to
- * live and checksum are left out: routing changes them, too.
+ * live and checksum are left out: routing changes them, too. nfct, if not NO_NFCT, is the packet's
+ * skb->_nfct now, whose mark is to be b's.
  */
-__verified_once_mem int same_data(const struct pkt *a, const struct pkt *b)
+__verified_once_mem int same_data(const struct pkt *a, const struct pkt *b,
+				  u64 nfct)
 {
 	volatile const u64 *x, *y;
 	u64 diff, first, second;
@@ -214,6 +254,8 @@ __verified_once_mem int same_data(const struct pkt *a, const struct pkt *b)
 	y = data_words(b);
 	diff = (a->len ^ b->len) | (a->mark ^ b->mark) |
 	       (a->ctinfo ^ b->ctinfo) | (a->cap ^ b->cap);
+	if (nfct != NO_NFCT && has_ct_mark)
+		diff |= b->ct_mark ^ read_ct_mark(nfct);
 	first = x[0] ^ y[0];
 	second = x[1] ^ y[1];
 	if (b->ethertype == ETH_P_IP)

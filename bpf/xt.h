@@ -395,6 +395,9 @@ static __always_inline struct frame *frame_of(const struct journey *j)
 	return f && f->jid == j->id ? f : NULL;
 }
 
+/* 0, which the verifier must not know: it would follow softirqs apart from tasks. */
+u64 no_task = 0;
+
 static __always_inline bool where_am_i(struct where *w, enum on on)
 {
 	w->on = on;
@@ -406,7 +409,7 @@ static __always_inline bool where_am_i(struct where *w, enum on on)
 	w->percpu = w->c->percpu;
 	if (!w->percpu)
 		w->percpu = w->c->percpu = this_cpu();
-	w->task = in_softirq(w->percpu) ? 0 : bpf_get_current_task();
+	w->task = in_softirq(w->percpu) ? no_task : bpf_get_current_task();
 	return true;
 }
 
@@ -901,7 +904,6 @@ static __noinline int frame_send(struct where *w, struct frame *f,
 {
 	struct rec_hook *rec = &f->rec;
 	u32 flags = rec->hdr.flags, netns = rec->hdr.netns;
-	const struct pkt *before;
 	struct rec_pkt *after;
 	struct scratch *s;
 	u64 n;
@@ -914,8 +916,9 @@ static __noinline int frame_send(struct where *w, struct frame *f,
 	rec->hdr.flags |= flags;
 	if (!skb)
 		rec->hdr.flags |= REC_F_UNSEEN;
-	else if (get(skb, _nfct) & ~7UL)
-		rec->hdr.flags |= REC_F_TRACKED;
+	else
+		rec->hdr.flags |=
+			nonzero(get(skb, _nfct) & ~7UL) * REC_F_TRACKED;
 	rec->hdr.netns = netns;
 	if (f->split) {
 		if (skb)
@@ -950,9 +953,8 @@ static __noinline int frame_send(struct where *w, struct frame *f,
 	after = &s->after;
 	read_data(&after->pkt, skb, number(get(skb, head)),
 		  get(skb, network_header));
-	before = f->nft_changed ? &f->nft_pkt : &rec->before;
-	if (same_data(&after->pkt, before) &&
-	    after->pkt.ct_mark == before->ct_mark)
+	if (same_data(&after->pkt, f->nft_changed ? &f->nft_pkt : &rec->before,
+		      get(skb, _nfct)))
 		return 0;
 	rec_begin(&after->hdr, REC_AFTER, j, NULL, w->now, w->cpu);
 	after->hdr.netns = netns;
