@@ -39,7 +39,7 @@ func (t *Tracer) Probes() string {
 // information, and notes why; and it leaves out what nobody can probe without.
 func (t *Tracer) split(gs []group) (own, kprobes []group, err error) {
 	for _, g := range gs {
-		switch lacks := lacksTypes(g.module); {
+		switch lacks := t.modules.lacksTypes(g.module); {
 		case lacks == "":
 			own = append(own, g)
 		case t.backend == Fentry && !t.auto:
@@ -56,18 +56,6 @@ func (t *Tracer) split(gs []group) (own, kprobes []group, err error) {
 		}
 	}
 	return own, kprobes, nil
-}
-
-// lacksTypes says that a module has no type information; "" if it does, or is the kernel.
-func lacksTypes(module string) string {
-	if module == "" {
-		return ""
-	}
-	path := typesPath + "/" + module
-	if _, err := os.Stat(path); err != nil {
-		return fmt.Sprintf("module %s has no type information (%s is missing)", module, path)
-	}
-	return ""
 }
 
 func (t *Tracer) noteKprobes(g group, why string) {

@@ -17,11 +17,7 @@ func (t *Tracer) ebtTypes(types *btf.Cache) (*btf.Spec, error) {
 	if t.byHand {
 		return handmadeTypes()
 	}
-	spec, err := types.Module(ebtModule)
-	if err != nil {
-		return nil, fmt.Errorf("read the type information of module %s: %w", ebtModule, err)
-	}
-	return spec, nil
+	return t.modules.types(ebtModule, types)
 }
 
 // ebtProgram is the probe of ebt_do_table: see bpf/compat.h for its arguments.

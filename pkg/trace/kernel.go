@@ -70,12 +70,6 @@ func kernelRelease() string {
 	return unix.ByteSliceToString(u.Release[:])
 }
 
-// moduleLoaded tells whether a module is loaded, or built in with parameters.
-func moduleLoaded(name string) bool {
-	state, err := os.ReadFile(modulesPath + "/" + name + "/initstate")
-	return err == nil && strings.TrimSpace(string(state)) == "live"
-}
-
 // hasIPv6 tells whether the kernel has IPv6 (ipv6.disable=1 leaves its functions there).
 func hasIPv6() bool {
 	_, err := os.Stat("/proc/sys/net/ipv6")

@@ -19,9 +19,9 @@ func nftProgram(t *Tracer, types *btf.Cache) (string, error) {
 	if t.byHand {
 		return bpf.NftraceProgNftTraceInfo, nil
 	}
-	spec, err := types.Module(nftModule)
+	spec, err := t.modules.types(nftModule, types)
 	if err != nil {
-		return "", fmt.Errorf("read the type information of module %s: %w", nftModule, err)
+		return "", err
 	}
 	var f *btf.Func
 	if err := spec.TypeByName(name, &f); err != nil {
@@ -116,9 +116,9 @@ func (t *Tracer) startNFT(types *btf.Cache, programs map[string]*ebpf.Program, p
 		}
 		return err
 	}
-	spec, err := types.Module(nftModule)
+	spec, err := t.modules.types(nftModule, types)
 	if err != nil {
-		return fmt.Errorf("read the type information of module %s: %w", nftModule, err)
+		return err
 	}
 	kernel, err := types.Kernel()
 	if err != nil {

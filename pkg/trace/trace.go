@@ -130,6 +130,7 @@ type Tracer struct {
 	kprobes  []string   // where modules do have it, and why
 	untraced []untraced // see Untraced
 	byHand   bool       // see handmadeTypes
+	modules  *modules
 
 	options Options
 	spec    *ebpf.CollectionSpec
@@ -149,7 +150,7 @@ type Tracer struct {
 	mu      sync.Mutex
 	colls   []*ebpf.Collection
 	links   map[string]link.Link // by program
-	pending []group              // of modules that are not loaded
+	pending []group              // of modules that are not there
 	waiting []string             // see Waiting
 }
 
@@ -399,7 +400,13 @@ func (t *Tracer) start(o Options) error {
 	if err := t.setSymbols(); err != nil {
 		return err
 	}
-	t.waiting = slices.DeleteFunc(slices.Clone(waitFor), moduleLoaded)
+	types := btf.NewCache()
+	kernel, err := types.Kernel()
+	if err != nil {
+		return fmt.Errorf("read the type information of the kernel: %w", err)
+	}
+	t.modules = findModules(modulesPath, kernel)
+	t.waiting = slices.DeleteFunc(slices.Clone(waitFor), t.modules.has)
 	var ready []group
 	for _, g := range groups {
 		if t.spec.Programs[g.programs[0]] == nil || g.present != nil && !g.present() {
@@ -409,13 +416,13 @@ func (t *Tracer) start(o Options) error {
 		if g.module == "nf_flow_table" && t.byHand {
 			continue
 		}
-		if g.module != "" && !moduleLoaded(g.module) {
+		if !t.modules.has(g.module) {
 			t.pending = append(t.pending, g)
 			continue
 		}
 		ready = append(ready, g)
 	}
-	if err := t.attach(ready); err != nil {
+	if err := t.attach(ready, types); err != nil {
 		return err
 	}
 	// Whatever becomes of a packet, a probe is there to see it.
@@ -423,10 +430,9 @@ func (t *Tracer) start(o Options) error {
 }
 
 // attach loads and attaches the probes of some groups, in their order. Those of a backend are
-// loaded together, because reading the kernel's type information takes most of the time.
-func (t *Tracer) attach(gs []group) error {
-	// Not for longer: it would not know the modules that are loaded later.
-	types := btf.NewCache()
+// loaded together, because reading the kernel's type information takes most of the time. types are
+// for one call: they would not know the modules that are loaded later.
+func (t *Tracer) attach(gs []group, types *btf.Cache) error {
 	gs, kprobes, err := t.split(gs)
 	if err != nil {
 		return err
@@ -546,7 +552,7 @@ func (t *Tracer) tell(gs []group, types *btf.Cache, coll *ebpf.Collection) error
 // hasFunctions tells whether a group's module has all functions that its probes are attached
 // to, and notes what is not traced if not.
 func (t *Tracer) hasFunctions(g group, types *btf.Cache) bool {
-	spec, err := types.Module(g.module)
+	spec, err := t.modules.types(g.module, types)
 	if err != nil {
 		return true // who loads the probes says what is wrong
 	}
@@ -670,6 +676,9 @@ func (t *Tracer) Untraced() string {
 	return strings.Join(all, "; ")
 }
 
+// BuiltIn tells whether a module is built into the kernel, of those that nftrace probes or reads.
+func (t *Tracer) BuiltIn(module string) bool { return t.modules.builtIn[module] }
+
 // Waiting returns the modules of rulesets that are not loaded; they are traced from when
 // they are: see AttachModules.
 func (t *Tracer) Waiting() []string { return t.waiting }
@@ -679,7 +688,7 @@ func (t *Tracer) Waiting() []string { return t.waiting }
 func (t *Tracer) AttachModules() ([]string, error) {
 	var ready, rest []group
 	for _, g := range t.pending {
-		if moduleLoaded(g.module) {
+		if t.modules.has(g.module) {
 			ready = append(ready, g)
 		} else {
 			rest = append(rest, g)
@@ -687,7 +696,7 @@ func (t *Tracer) AttachModules() ([]string, error) {
 	}
 	var loaded, waiting []string
 	for _, m := range t.waiting {
-		if moduleLoaded(m) {
+		if t.modules.has(m) {
 			loaded = append(loaded, m)
 		} else {
 			waiting = append(waiting, m)
@@ -700,7 +709,7 @@ func (t *Tracer) AttachModules() ([]string, error) {
 	if err := t.setSymbols(); err != nil {
 		return nil, err
 	}
-	err := t.attach(ready)
+	err := t.attach(ready, btf.NewCache())
 	loaded = slices.DeleteFunc(loaded, func(m string) bool {
 		return slices.ContainsFunc(t.untraced, func(u untraced) bool { return u.module == m })
 	})
