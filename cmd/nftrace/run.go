@@ -134,6 +134,7 @@ func traceAll(ctx context.Context, c *config, say *speaker, stdin io.Reader, std
 			err = fmt.Errorf("detach: %w", cerr)
 		}
 	}()
+	sys.BuiltIn = tracer.BuiltIn
 	if err := out.begin(); err != nil {
 		out.abandon()
 		return err

@@ -24,6 +24,8 @@ type System struct {
 	NetnsDirs []string
 	// Sockets are the engines' API sockets, in the order of preference.
 	Sockets []string
+	// BuiltIn, if set, tells of some modules whether they are built into the kernel.
+	BuiltIn func(module string) bool
 
 	own   uint32 // inode of the namespace that nftrace runs in
 	anyFS bool   // tests: files stand for namespaces
@@ -31,8 +33,8 @@ type System struct {
 	mu    sync.Mutex
 	names map[uint32]string // of containers' namespaces, by inode
 
-	nftOnce    sync.Once
-	nftBuiltIn bool
+	builtInOnce sync.Once
+	builtIn     map[string]bool // modules, by the kernel's symbols
 }
 
 // NewSystem returns this machine as it usually is. It honours DOCKER_HOST.

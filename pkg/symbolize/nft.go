@@ -1,13 +1,9 @@
 package symbolize
 
 import (
-	"bufio"
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
-	"strings"
 	"time"
 
 	"github.com/mdlayher/netlink"
@@ -183,7 +179,7 @@ type nftKernel func(netlink.Message) ([]netlink.Message, error)
 // The kernel counts the generation up before the rules are in force; idle tells whether no
 // change is under way, in the namespace, as far as somebody can tell: nil says that it is so.
 func ReadNFT(ns *Namespace, idle func() (bool, error)) (*NFTRuleset, error) {
-	if !ns.sys.hasNFT() {
+	if !ns.sys.hasModule("nf_tables") {
 		return NewNFTRuleset(0, nil), nil
 	}
 	var r *NFTRuleset
@@ -198,44 +194,6 @@ func ReadNFT(ns *Namespace, idle func() (bool, error)) (*NFTRuleset, error) {
 		return nil, fmt.Errorf("nf_tables of net:[%d]: %w", ns.Inode, err)
 	}
 	return r, nil
-}
-
-// loaded reports whether a module is loaded, as far as that can be seen: one
-// that is built in is not, unless the kernel has no modules at all.
-func (s *System) loaded(module string) bool {
-	path := filepath.Join(s.Proc, "modules")
-	if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
-		return true
-	}
-	return nftIn(path, module+" ", "")
-}
-
-// hasNFT reports whether nf_tables is in the kernel, built in or loaded.
-// /proc/modules does not list what is built in; that does not change.
-func (s *System) hasNFT() bool {
-	if nftIn(filepath.Join(s.Proc, "modules"), "nf_tables ", "") {
-		return true
-	}
-	s.nftOnce.Do(func() {
-		s.nftBuiltIn = nftIn(filepath.Join(s.Proc, "kallsyms"), "", " nft_do_chain")
-	})
-	return s.nftBuiltIn
-}
-
-// nftIn looks for a line that begins and ends so. A file that cannot be read
-// has none.
-func nftIn(path, prefix, suffix string) bool {
-	f, err := os.Open(path)
-	if err != nil {
-		return false
-	}
-	defer f.Close()
-	for lines := bufio.NewScanner(f); lines.Scan(); {
-		if l := lines.Text(); strings.HasPrefix(l, prefix) && strings.HasSuffix(l, suffix) {
-			return true
-		}
-	}
-	return false
 }
 
 // errNFTChanged: there was no time in which the ruleset held still.

@@ -623,7 +623,35 @@ func TestNFTCompat(t *testing.T) {
 	}
 }
 
-func TestHasNFT(t *testing.T) {
+func TestHasBuiltInModule(t *testing.T) {
+	s, _ := fakeSystem(t)
+	for name, b := range map[string]string{
+		"modules": "xt_mark 16384 0 - Live 0x0\n",
+		"kallsyms": "0000000000000000 d __initcall__kmod_xt_tcpudp__590_232_tcpudp_mt_init6\n" +
+			"0000000000000000 d __initcall__kmod_ebtable_filter__601_119_ebtable_filter_init6\n",
+	} {
+		if err := os.WriteFile(filepath.Join(s.Proc, name), []byte(b), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.BuiltIn = func(module string) bool { return module == "nf_tables" }
+	for name, want := range map[string]bool{
+		"xt_mark": true, "xt_tcpudp": true, "ebtable_filter": true, "nf_tables": true,
+		"xt_mar": false, "tcpudp": false, "ebtable_nat": false, "x_tables": false,
+	} {
+		if got := s.hasModule(name); got != want || s.wouldLoad(name) == want {
+			t.Errorf("%s: %v, want %v", name, got, want)
+		}
+	}
+	if err := os.Remove(filepath.Join(s.Proc, "modules")); err != nil {
+		t.Fatal(err)
+	}
+	if s.wouldLoad("xt_limit") || s.hasModule("xt_mark") {
+		t.Error("a kernel that cannot load modules has or loads some")
+	}
+}
+
+func TestHasModule(t *testing.T) {
 	for what, tt := range map[string]struct {
 		modules, kallsyms string
 		want              bool
@@ -639,7 +667,7 @@ func TestHasNFT(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		if got := s.hasNFT(); got != tt.want {
+		if got := s.hasModule("nf_tables"); got != tt.want {
 			t.Errorf("%s: %v", what, got)
 		}
 		if tt.want {

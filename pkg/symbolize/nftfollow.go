@@ -28,7 +28,7 @@ const nftFollowBuffer = 32 << 20
 // FollowNFT reads a namespace's rulesets, as ReadNFT does, and follows them from then on. It
 // fails where nf_tables is not loaded: asking would load it. Close is to be called in the end.
 func FollowNFT(ns *Namespace, idle func() (bool, error)) (*NFTFollower, *NFTRuleset, error) {
-	if !ns.sys.hasNFT() {
+	if !ns.sys.hasModule("nf_tables") {
 		return nil, nil, errors.New("nf_tables is not loaded")
 	}
 	f := &NFTFollower{inode: ns.Inode}

@@ -167,7 +167,7 @@ func nftSave(s *System, t *NFTTable) ([]byte, error) {
 	for _, c := range t.Chains {
 		for _, r := range c.Rules {
 			for _, m := range r.modules {
-				if !s.loaded(m) || !s.loaded("nft_compat") {
+				if s.wouldLoad(m) || s.wouldLoad("nft_compat") {
 					return nil, fmt.Errorf("the save program would load %s", m)
 				}
 			}

@@ -157,9 +157,12 @@ const (
 )
 
 // ReadEBT reads a table of ebtables in a namespace. The table must be known to be there: the
-// kernel would make one, or load its module, for whoever asks. Where its module is not loaded it
-// wraps ErrNoTable.
+// kernel would make one, or load its module, for whoever asks. Where the kernel does not
+// have its module it wraps ErrNoTable.
 func ReadEBT(ns *Namespace, name string) (*EBTTable, error) {
+	if !ns.sys.hasModule("ebtable_" + name) {
+		return nil, fmt.Errorf("ebtables table %q: %w", name, ErrNoTable)
+	}
 	var t *EBTTable
 	err := ns.Do(func() error {
 		var err error
@@ -172,9 +175,6 @@ func ReadEBT(ns *Namespace, name string) (*EBTTable, error) {
 func readEBT(name string) (*EBTTable, error) {
 	fail := func(err error) (*EBTTable, error) { return nil, fmt.Errorf("ebtables table %q: %w", name, err) }
 	if len(name) >= ebtNameSize || strings.ContainsAny(name, "/.") {
-		return fail(ErrNoTable)
-	}
-	if _, err := os.Stat("/sys/module/ebtable_" + name); err != nil {
 		return fail(ErrNoTable)
 	}
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW)
