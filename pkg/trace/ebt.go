@@ -14,8 +14,8 @@ const ebtModule = "ebtables"
 
 // ebtTypes are the types of module ebtables.
 func (t *Tracer) ebtTypes(types *btf.Cache) (*btf.Spec, error) {
-	if t.byHand {
-		return handmadeTypes()
+	if t.unknown(ebtModule) {
+		return handmadeTypes(ebtModule)
 	}
 	return t.modules.types(ebtModule, types)
 }
@@ -23,7 +23,7 @@ func (t *Tracer) ebtTypes(types *btf.Cache) (*btf.Spec, error) {
 // ebtProgram is the probe of ebt_do_table: see bpf/compat.h for its arguments.
 func ebtProgram(t *Tracer, types *btf.Cache) (string, error) {
 	const name = "ebt_do_table"
-	if t.byHand {
+	if t.unknown(ebtModule) {
 		return bpf.NftraceKprobeProgEbtBeginLast, nil
 	}
 	spec, err := t.ebtTypes(types)

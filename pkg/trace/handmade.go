@@ -14,12 +14,26 @@ import (
 
 // handmade is the type information of modules that some groups need and the kernel does not have.
 func (t *Tracer) handmade(gs []group, types *btf.Cache) (specs []*btf.Spec, err error) {
-	if slices.ContainsFunc(gs, func(g group) bool { return t.byHand && g.typed }) {
-		spec, err := handmadeTypes()
+	typed := func(module string) bool {
+		return slices.ContainsFunc(gs, func(g group) bool { return g.typed && g.module == module })
+	}
+	for _, module := range []string{nftModule, ebtModule} {
+		var spec *btf.Spec
+		switch {
+		case !typed(module):
+		case t.unknown(module):
+			spec, err = handmadeTypes(module)
+		case module == nftModule:
+			if spec, err = t.modules.types(module, types); err == nil {
+				spec, err = oldRule(spec)
+			}
+		}
 		if err != nil {
 			return nil, err
 		}
-		specs = append(specs, spec)
+		if spec != nil {
+			specs = append(specs, spec)
+		}
 	}
 	if slices.ContainsFunc(gs, func(g group) bool { return g.module == xtModule }) && knownXT(types) == nil {
 		spec, err := handmadeXT()
@@ -30,6 +44,10 @@ func (t *Tracer) handmade(gs []group, types *btf.Cache) (specs []*btf.Spec, err 
 	}
 	return specs, nil
 }
+
+// unknown tells whether a module's structs are those that handmadeTypes has, for it has no type
+// information, as all modules of an old kernel; what is built in has.
+func (t *Tracer) unknown(module string) bool { return t.byHand && !t.modules.builtIn[module] }
 
 // xtTypes has struct xt_table and xt_table_info of module x_tables.
 func xtTypes(types *btf.Cache) (*btf.Spec, error) {
@@ -85,12 +103,36 @@ func at(name string, typ btf.Type, offset btf.Bits) btf.Member {
 	return btf.Member{Name: name, Type: typ, Offset: 8 * offset}
 }
 
+// oldRule has the handle of module nf_tables' struct nft_rule as that of a struct nft_rule_dp, by
+// which the probes know it and which took its place in Linux 5.17; nil where there is
+// one.
+func oldRule(spec *btf.Spec) (*btf.Spec, error) {
+	var rule *btf.Struct
+	if spec.TypeByName("nft_rule_dp", &rule) == nil {
+		return nil, nil
+	}
+	if err := spec.TypeByName("nft_rule", &rule); err != nil {
+		return nil, fmt.Errorf("type information of module %s: %w", nftModule, err)
+	}
+	old := &btf.Struct{Name: "nft_rule_dp", Size: rule.Size}
+	for _, m := range rule.Members {
+		if m.Name == "handle" {
+			m.Type = &btf.Int{Name: "unsigned long", Size: 8}
+			old.Members = append(old.Members, m)
+		}
+	}
+	b, err := btf.NewBuilder([]btf.Type{old}, nil)
+	if err != nil {
+		return nil, err
+	}
+	return b.Spec()
+}
+
 // handmadeTypes are those structs of modules nf_tables and ebtables that the probes read, as
 // kernels before type information of modules (5.11) have them: include/net/netfilter/nf_tables.h
-// and include/linux/netfilter_bridge/ebtables.h of Linux 5.10, on 64-bit machines. A rule is a
-// struct nft_rule there; the probes know its handle as that of a struct nft_rule_dp, which took
-// its place.
-func handmadeTypes() (*btf.Spec, error) {
+// and include/linux/netfilter_bridge/ebtables.h of Linux 5.10, on 64-bit machines. For a rule see
+// oldRule.
+func handmadeTypes(module string) (*btf.Spec, error) {
 	u8 := &btf.Int{Name: "unsigned char", Size: 1}
 	u16 := &btf.Int{Name: "unsigned short", Size: 2}
 	u32 := &btf.Int{Name: "unsigned int", Size: 4}
@@ -103,7 +145,7 @@ func handmadeTypes() (*btf.Spec, error) {
 	list := &btf.Struct{Name: "list_head", Size: 16, Members: []btf.Member{at("next", ptr, 0), at("prev", ptr, 8)}}
 	chars := &btf.Array{Type: &btf.Int{Name: "char", Size: 1, Encoding: btf.Char}, Index: u32, Nelems: 32}
 	counter := &btf.Struct{Name: "ebt_counter", Size: 16, Members: []btf.Member{at("pcnt", u64, 0), at("bcnt", u64, 8)}}
-	structs := []btf.Type{
+	structs := map[string][]btf.Type{nftModule: {
 		chain,
 		&btf.Struct{Name: "nft_base_chain", Size: 184, Members: []btf.Member{
 			at("policy", u8, 64), at("chain", chain, 80),
@@ -121,6 +163,7 @@ func handmadeTypes() (*btf.Spec, error) {
 		&btf.Struct{Name: "nft_traceinfo", Size: 48, Members: []btf.Member{
 			at("pkt", ptr, 0), at("basechain", ptr, 8), at("rule", ptr, 24), at("verdict", ptr, 32), at("trace", boolean, 45),
 		}},
+	}, ebtModule: {
 		&btf.Struct{Name: "ebt_table", Size: 96, Members: []btf.Member{
 			at("list", list, 0), at("name", chars, 16), at("private", ptr, 72),
 		}},
@@ -128,8 +171,8 @@ func handmadeTypes() (*btf.Spec, error) {
 		&btf.Struct{Name: "ebt_table_info", Size: 128, Members: []btf.Member{
 			at("nentries", u32, 4), at("counters", &btf.Array{Type: counter, Index: u32}, 128),
 		}},
-	}
-	b, err := btf.NewBuilder(structs, nil)
+	}}
+	b, err := btf.NewBuilder(structs[module], nil)
 	if err != nil {
 		return nil, err
 	}

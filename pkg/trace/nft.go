@@ -16,7 +16,7 @@ const nftModule = "nf_tables"
 // changed.
 func nftProgram(t *Tracer, types *btf.Cache) (string, error) {
 	const name = "__nft_trace_packet"
-	if t.byHand {
+	if t.unknown(nftModule) {
 		return bpf.NftraceProgNftTraceInfo, nil
 	}
 	spec, err := t.modules.types(nftModule, types)
@@ -107,7 +107,7 @@ func (t *Tracer) startNFT(types *btf.Cache, programs map[string]*ebpf.Program, p
 		}
 	}
 	t.nftState = programs[bpf.NftraceProgNftState]
-	if t.byHand {
+	if t.unknown(nftModule) {
 		look := programs[bpf.NftraceKprobeProgNftLook]
 		err := t.turnNFTOn(func(k *nftKey) error { return t.learnNFT(k, look) })
 		if errors.Is(err, errUnknownNFT) {

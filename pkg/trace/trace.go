@@ -129,7 +129,7 @@ type Tracer struct {
 	missing  string     // what the kernel lacks of what the other one needs, if that was the choice
 	kprobes  []string   // where modules do have it, and why
 	untraced []untraced // see Untraced
-	byHand   bool       // see handmadeTypes
+	byHand   bool       // see unknown
 	modules  *modules
 
 	options Options
