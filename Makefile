@@ -9,6 +9,7 @@ KERNELS ?= 6.12 6.1
 # `make setup` when root runs it, and named otherwise.
 VM_PACKAGES = qemu-system-x86 iptables nftables ebtables arptables tcpdump conntrack busybox-static iproute2 iputils-ping kmod util-linux \
 	xz-utils zstd
+BUILD_PACKAGES = gcc libc6-dev make flex bison bc libelf-dev libssl-dev dwarves
 PACKAGES = $(VM_PACKAGES) clang-19 llvm-19 clang-format-19 libbpf-dev linux-libc-dev git cpio netbase strace
 
 # What a kernel's guests run is in build/, of arm64 in build/arm64/.
@@ -17,7 +18,7 @@ build/arm64/%: export GOARCH = arm64
 
 .SECONDEXPANSION:
 .DELETE_ON_ERROR:
-.PHONY: help demo build install setup setup-vm setup-arm64 generate lint lint-go lint-bpf fmt fuzz cross clean vm test test-quick test-all test-unit test-live test-e2e test-e2e-lockdown test-e2e-no-btf test-churn test-interleave test-matrix test-truth test-arm64 bench
+.PHONY: help demo build install setup setup-vm setup-arm64 generate lint lint-go lint-bpf fmt fuzz cross clean vm test test-quick test-all test-unit test-live test-e2e test-e2e-lockdown test-e2e-no-btf test-churn test-interleave test-matrix test-truth test-arm64 test-builtin kernel-builtin setup-builtin bench
 
 help:
 	@sed -n 's/^#: //p' $(MAKEFILE_LIST)
@@ -50,6 +51,9 @@ setup-vm:
 	$(call install-missing,$(VM_PACKAGES))
 setup-arm64:
 	$(call install-missing,$(VM_PACKAGES) qemu-system-arm)
+
+setup-builtin:
+	$(call install-missing,$(VM_PACKAGES) $(BUILD_PACKAGES))
 
 #: make generate            compile bpf/*.c again (what it makes is committed)
 generate:
@@ -160,6 +164,17 @@ test-arm64: test-arm64-1 test-arm64-2
 test-arm64-%: setup-arm64
 	$(MAKE) test-e2e-6.12-arm64 RUN='^(TestCases|TestTruth|TestTruthNFT)$$$$/^(s1|s7|shared|[a-r])' \
 		VMFLAGS='-smp $* -env NFTRACE_TRUTH=1/29 -env NFTRACE_NFT=1/41 $(VMFLAGS)'
+
+#: make kernel-builtin      build the kernel 6.12-builtin, whose netfilter is no modules: many minutes, once for each release of Debian's
+kernel-builtin: setup-builtin build/vm
+	build/vm -kernel 6.12-builtin -- uname -a
+
+#: make test-builtin        scenarios and some of the rulesets on that kernel, by fentry and by kprobes
+test-builtin: kernel-builtin
+	$(MAKE) test-e2e-6.12-builtin RUN='^(TestBuiltIn|TestCases|TestBadInput|TestBackend|TestRefusedFentry|TestOracle.*|TestTruth|TestTruthNFT|TestTruthEB)$$$$' \
+		VMFLAGS='-env NFTRACE_TRUTH=1/3 -env NFTRACE_NFT=1/5 -env NFTRACE_EB=1/2 $(VMFLAGS)'
+	$(MAKE) test-e2e-6.12-builtin RUN='^(TestBuiltIn|TestCases|TestTruth|TestTruthNFT)$$$$' \
+		VMFLAGS='-smp 2 -env NFTRACE_BACKEND=kprobe -env NFTRACE_TRUTH=1/9 -env NFTRACE_NFT=1/9 $(VMFLAGS)'
 
 #: make test-e2e-lockdown   what nftrace says where the kernel forbids tracing, in boots of their own
 test-e2e-lockdown: $(KERNELS:%=test-e2e-lockdown-%)

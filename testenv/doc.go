@@ -7,7 +7,8 @@
 //
 //   - a kernel: Debian's, picked by package pattern from the archive that the
 //     machine's own apt knows, unpacked into a cache and never installed
-//     (kernel.go holds the one table of kernels);
+//     (kernel.go holds the one table of kernels), or built of Debian's source
+//     where no package is configured so (build.go);
 //   - an initramfs: busybox, the network tools with their shared libraries and
 //     the kernel's network modules, cached by content (initramfs.go); for a
 //     kernel of another architecture the tools come from packages of that

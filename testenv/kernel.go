@@ -27,6 +27,8 @@ type kernelSource struct {
 	suites []suite
 	// arch is another architecture than amd64. Then suites have the guest's programs, too.
 	arch string
+	// config, if there is one, configures the source that is in the package: the kernel is built.
+	config string
 }
 
 // kernelPackages is the table of kernels.
@@ -40,6 +42,7 @@ var kernelPackages = []kernelSource{
 		suites: []suite{{name: "trixie-backports"}, {name: "sid"}}},
 	{name: "5.10", pattern: regexp.MustCompile(`^linux-image-5\.10\.0-[0-9]+-cloud-amd64(-unsigned)?$`),
 		suites: []suite{{name: "bullseye"}, {name: "bullseye-security", security: true, ended: true}}},
+	{name: "6.12-builtin", pattern: regexp.MustCompile(`^linux-source-6\.12$`), config: builtinConfig},
 	{name: "6.12-arm64", pattern: regexp.MustCompile(`^linux-image-6\.12\.[0-9]+\+deb[0-9]+-cloud-arm64(-unsigned)?$`),
 		suites: []suite{{name: "bookworm"}, {name: "bookworm-security", security: true}}, arch: "arm64"},
 }
@@ -130,7 +133,7 @@ func CacheDir() (string, error) {
 }
 
 // FindKernel returns the kernel of that name, fetching and unpacking its
-// package if it is not in the cache. Where the archive has nothing or cannot be
+// package, or building what is in it, if it is not in the cache. Where the archive has nothing or cannot be
 // reached, a kernel cached before is used and log is told so; if there is none, root
 // has the machine's package index brought up to date first.
 func FindKernel(ctx context.Context, name string, log io.Writer) (*Kernel, error) {
@@ -179,14 +182,18 @@ func newestKernel(ctx context.Context, src *kernelSource, cache string, log io.W
 	if err != nil {
 		return nil, err
 	}
-	dir := filepath.Join(cache, pkg+"_"+version)
+	dir := filepath.Join(cache, pkg+"_"+version+src.build())
 	if _, err := os.Stat(dir); err != nil {
-		fmt.Fprintf(log, "vm: fetching %s %s\n", pkg, version)
-		if err := fetchPackage(ctx, a, pkg, version, dir); err != nil {
+		get, doing := fetchPackage, "fetching %s %s\n"
+		if src.config != "" {
+			get, doing = src.buildPackage, "fetching and building %s %s, which takes many minutes\n"
+		}
+		fmt.Fprintf(log, "vm: "+doing, pkg, version)
+		if err := get(ctx, a, pkg, version, dir); err != nil {
 			return nil, err
 		}
 	}
-	return openKernel(src, pkg, version, dir)
+	return openKernel(src, pkg, version+src.build(), dir)
 }
 
 func openKernel(src *kernelSource, pkg, version, dir string) (*Kernel, error) {
@@ -315,7 +322,7 @@ func newestCached(ctx context.Context, src *kernelSource, cache string) *Kernel 
 	var best *Kernel
 	for _, e := range entries {
 		pkg, version, ok := strings.Cut(e.Name(), "_")
-		if !ok || !src.pattern.MatchString(pkg) || best != nil && !newer(ctx, version, best.Version) {
+		if !ok || !src.pattern.MatchString(pkg) || !strings.HasSuffix(version, src.build()) || best != nil && !newer(ctx, version, best.Version) {
 			continue
 		}
 		if k, err := openKernel(src, pkg, version, filepath.Join(cache, e.Name())); err == nil {

@@ -73,6 +73,7 @@ func TestKernelPatterns(t *testing.T) {
 		"linux-image-7.3.4+deb13-cloud-amd64", "linux-binary-7.3.4+deb13-cloud-amd64", "linux-binary-unsigned-7.2.13+deb14-cloud-amd64",
 		"linux-binary-7.3-cloud-amd64", "linux-binary-6.19.8+deb13-cloud-amd64", "linux-modules-7.3.4+deb13-cloud-amd64",
 		"linux-image-5.10.0-46-cloud-amd64", "linux-image-5.10.0-46-cloud-amd64-unsigned", "linux-image-5.10.0-46-amd64",
+		"linux-source-6.12", "linux-source-6.1", "linux-source",
 	}
 	want := map[string][]string{
 		"6.12":       {"linux-image-6.12.117+deb12-cloud-amd64", "linux-image-6.12.115+deb12-cloud-amd64-unsigned"},
@@ -81,6 +82,8 @@ func TestKernelPatterns(t *testing.T) {
 		"7.x":        {"linux-binary-7.3.4+deb13-cloud-amd64", "linux-binary-unsigned-7.2.13+deb14-cloud-amd64"},
 		"6.12-arm64": {"linux-image-6.12.117+deb12-cloud-arm64"},
 		"5.10":       {"linux-image-5.10.0-46-cloud-amd64", "linux-image-5.10.0-46-cloud-amd64-unsigned"},
+
+		"6.12-builtin": {"linux-source-6.12"},
 	}
 	for _, k := range kernelPackages {
 		var got []string
@@ -92,6 +95,17 @@ func TestKernelPatterns(t *testing.T) {
 		if !slices.Equal(got, want[k.name]) {
 			t.Errorf("%s: %v", k.name, got)
 		}
+	}
+}
+
+func TestLostOptions(t *testing.T) {
+	const fragment = "# a comment\nCONFIG_NET=y\nCONFIG_BRIDGE=y\nCONFIG_NF_NAT=y\nCONFIG_NR_CPUS=8\n"
+	const config = "CONFIG_NET=y\nCONFIG_BRIDGE=m\n# CONFIG_NF_NAT is not set\nCONFIG_NR_CPUS=8\n"
+	if got, want := lostOptions(fragment, config), []string{"CONFIG_BRIDGE=y", "CONFIG_NF_NAT=y"}; !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	if got := lostOptions(config, config); len(got) != 0 {
+		t.Errorf("got %q", got)
 	}
 }
 

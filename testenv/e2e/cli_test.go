@@ -458,6 +458,9 @@ func TestBackend(t *testing.T) {
 func withoutFunction(t *testing.T, module, function string, args ...string) *process {
 	t.Helper()
 	path := "/sys/kernel/btf/" + module
+	if builtInKernel(t) {
+		path = "/sys/kernel/btf/vmlinux" // has those of all
+	}
 	types := strings.Replace(read(t, path), "\x00"+function+"\x00", "\x00"+strings.Repeat("x", len(function))+"\x00", 1)
 	file := filepath.Join(t.TempDir(), "types")
 	if err := os.WriteFile(file, []byte(types), 0o644); err != nil {
@@ -791,4 +794,53 @@ func TestEnds(t *testing.T) {
 			t.Errorf("%d packets: %s", n, p.stderr.String())
 		}
 	})
+}
+
+// On a kernel whose netfilter is all built in (make kernel-builtin) nftrace waits for nothing, and
+// what comes to be later is traced.
+func TestBuiltIn(t *testing.T) {
+	needNftrace(t)
+	if !builtInKernel(t) {
+		t.Skip("netfilter is modules here: make test-builtin")
+	}
+	for _, m := range []string{"x_tables", "nf_tables", "bridge", "nf_conntrack"} {
+		if strings.Contains(read(t, "/proc/modules"), m+" ") {
+			t.Fatalf("%s is a module", m)
+		}
+	}
+	up(t, "lo")
+	p := attached(t, "h", nil, "-v", "--format", "trace", "icmp")
+	const load = `iptables-legacy -A OUTPUT -p icmp -m comment --comment legacy -j ACCEPT
+ip6tables-legacy -A OUTPUT -p icmpv6 -j ACCEPT
+nft 'add table inet t; add chain inet t out { type filter hook output priority 0; }; add rule inet t out counter'
+ip link add br0 type bridge
+ip link add v0 type veth peer name v1
+ip link set v0 master br0 up
+ip link set v1 up
+ip addr add 10.9.0.1/24 dev br0
+ip link set br0 up
+ip neigh add 10.9.0.2 lladdr 02:00:00:00:00:02 dev br0 nud permanent
+ebtables-legacy -A OUTPUT -p IPv4 -j CONTINUE
+ping -q -c 1 -W 0.1 10.9.0.2
+true
+`
+	if err := topo.Shell(t.Context(), "h", load); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"TRACE: filter:OUTPUT:rule:1 ", "TRACE: inet:t:out:rule:1 ", "TRACE: eb:filter:OUTPUT:rule:1 "} {
+		eventually(t, want, func() bool { return strings.Contains(p.stdout.String(), want) })
+	}
+	p.signal(syscall.SIGINT)
+	p.want(0, "nftrace: attached in ", "nftrace: all probes are ")
+	p.summary()
+	for _, wrong := range []string{"waiting for modules", "no rulesets on this system yet", "was loaded", "not traced"} {
+		if strings.Contains(p.stderr.String(), wrong) {
+			t.Errorf("%q: %s", wrong, p.stderr.String())
+		}
+	}
+}
+
+// builtInKernel tells whether netfilter is no modules.
+func builtInKernel(t *testing.T) bool {
+	return strings.HasSuffix(strings.TrimSpace(read(t, "/proc/sys/kernel/osrelease")), "-builtin")
 }
