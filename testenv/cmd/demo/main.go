@@ -104,8 +104,9 @@ func canTrace(ctx context.Context, dir string) error {
 	if os.Geteuid() != 0 {
 		return errors.New("tracing needs root")
 	}
-	// Loading it would make this machine's own bridges ask iptables.
-	if _, err := os.Stat("/sys/module/br_netfilter"); err != nil {
+	// Loading it would make this machine's own bridges ask iptables. Where it is, loaded or built in,
+	// it has settings.
+	if _, err := os.Stat("/proc/sys/net/bridge"); err != nil {
 		return errors.New("module br_netfilter is not loaded, and loading it would touch the machine's own bridges")
 	}
 	for _, program := range []string{"ip", "iptables-legacy-restore", "ping", "modprobe"} {
