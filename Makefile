@@ -169,11 +169,14 @@ test-arm64-%: setup-arm64
 kernel-builtin: setup-builtin build/vm
 	build/vm -kernel 6.12-builtin -- uname -a
 
+# Debian's kernels have a hook in every namespace; here a namespace without rules has none, and three
+# scenarios ask for packets of such a one.
+BUILTIN_SKIP = ^TestCases$$$$/^s9-(flowtable|nft-accept)
 #: make test-builtin        scenarios and some of the rulesets on that kernel, by fentry and by kprobes
 test-builtin: kernel-builtin
-	$(MAKE) test-e2e-6.12-builtin RUN='^(TestBuiltIn|TestCases|TestBadInput|TestBackend|TestRefusedFentry|TestOracle.*|TestTruth|TestTruthNFT|TestTruthEB)$$$$' \
+	$(MAKE) test-e2e-6.12-builtin SKIP='$(BUILTIN_SKIP)' RUN='^(TestBuiltIn|TestCases|TestBadInput|TestBackend|TestRefusedFentry|TestOracle.*|TestTruth|TestTruthNFT|TestTruthEB)$$$$' \
 		VMFLAGS='-env NFTRACE_TRUTH=1/3 -env NFTRACE_NFT=1/5 -env NFTRACE_EB=1/2 $(VMFLAGS)'
-	$(MAKE) test-e2e-6.12-builtin RUN='^(TestBuiltIn|TestCases|TestTruth|TestTruthNFT)$$$$' \
+	$(MAKE) test-e2e-6.12-builtin SKIP='$(BUILTIN_SKIP)' RUN='^(TestBuiltIn|TestCases|TestTruth|TestTruthNFT)$$$$' \
 		VMFLAGS='-smp 2 -env NFTRACE_BACKEND=kprobe -env NFTRACE_TRUTH=1/9 -env NFTRACE_NFT=1/9 $(VMFLAGS)'
 
 #: make test-e2e-lockdown   what nftrace says where the kernel forbids tracing, in boots of their own
