@@ -113,7 +113,7 @@ func (t *Table) arpRuleText(e *Entry) string {
 	masked := func(format string, v, mask uint16) string {
 		s := fmt.Sprintf(format, v)
 		if mask != 0xffff {
-			s += fmt.Sprintf("/"+format, mask)
+			s += "/" + fmt.Sprintf(strings.TrimPrefix(format, "0x"), mask)
 		}
 		return s
 	}
@@ -162,16 +162,14 @@ func (t *Table) arpTargetText(e *Entry) (opts string, ok bool) {
 		p := d.u32(0)
 		opts = fmt.Sprintf("--set-class %x:%x", p>>16, p&0xffff)
 	case "MARK/2":
-		// As arptables makes it of its three options.
+		// As arptables prints it, whose --set-mark leaves the mask 0.
 		switch v, mask := d.u32(0), d.u32(4); {
-		case mask == 0xffffffff:
-			opts = fmt.Sprintf("--set-mark %x", v)
 		case v == 0:
 			opts = fmt.Sprintf("--and-mark %x", ^mask)
 		case v == mask:
 			opts = fmt.Sprintf("--or-mark %x", v)
 		default:
-			ok = false
+			opts = fmt.Sprintf("--set-mark %x", v)
 		}
 	default:
 		ok = false

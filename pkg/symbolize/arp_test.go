@@ -177,3 +177,28 @@ func TestARPInfo(t *testing.T) {
 		t.Errorf("the first rule is for %v", a)
 	}
 }
+
+// What arptables-legacy -L -n prints of rules.
+func TestARPRuleText(t *testing.T) {
+	tab := build(t, ARP, chain{"INPUT", "ACCEPT", []rule{{target: "MARK", data: make([]byte, 8)}}})
+	e := &tab.Entries[0]
+	e.Revision = 2
+	for _, tt := range []struct {
+		mark, mask       uint32
+		proto, protoMask uint16
+		want             string
+	}{
+		{0xb, 0, 0, 0, "-j MARK --set-mark b"},
+		{0, 0, 0, 0, "-j MARK --and-mark ffffffff"}, // of --set-mark 0
+		{0, 0xfffffffc, 0, 0, "-j MARK --and-mark 3"},
+		{0x10, 0x10, 0, 0, "-j MARK --or-mark 10"},
+		{0x10, 0x10, 0x800, 0xffff, "-j MARK --proto-type 0x800 --or-mark 10"},
+		{0x10, 0x10, 0x800, 0xff, "-j MARK --proto-type 0x800/ff --or-mark 10"},
+	} {
+		e.Data = binary.NativeEndian.AppendUint32(binary.NativeEndian.AppendUint32(nil, tt.mark), tt.mask)
+		e.Header.arp.protoType, e.Header.arp.protoMask = tt.proto, tt.protoMask
+		if got := tab.RuleText(0); got != tt.want {
+			t.Errorf("%q, want %q", got, tt.want)
+		}
+	}
+}
