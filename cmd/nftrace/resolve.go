@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/nftrace/nftrace/pkg/events"
 	"github.com/nftrace/nftrace/pkg/symbolize"
@@ -233,6 +234,11 @@ func (r *resolver) path(s *events.Step, rs *ruleset, plain bool) *knownPath {
 	if known == nil || !bytesFit(s) {
 		same := leavesAddrs(rs.table, t.Hits)
 		path, verdict, looked, err := walk(rs.table, s, plain && same)
+		if errors.Is(err, symbolize.ErrAmbiguous) && plain {
+			if p, v, ok := followARP(rs.table, s); ok {
+				path, verdict, looked, err = p, v, true, nil
+			}
+		}
 		if err != nil {
 			t.Unresolved = err.Error()
 			s.Verdict = verdict
@@ -254,13 +260,12 @@ func walk(table *symbolize.Table, s *events.Step, plain bool) (path *symbolize.P
 	if !bytesFit(s) {
 		return nil, s.Verdict, false, errors.New("byte and packet counters do not fit one packet")
 	}
-	in := make([]symbolize.Hit, len(t.Hits))
-	for i, h := range t.Hits {
+	for _, h := range t.Hits {
 		if h.Index >= len(table.Entries) {
 			return nil, s.Verdict, false, fmt.Errorf("the table has %d entries, the counters more", len(table.Entries))
 		}
-		in[i] = symbolize.Hit{Index: h.Index, Packets: h.Packets, Bytes: h.Bytes}
 	}
+	in := hitsOf(t)
 	var accept func(int) bool
 	if plain {
 		if info, ok := packetInfo(s); ok {
@@ -292,6 +297,25 @@ func walk(table *symbolize.Table, s *events.Step, plain bool) (path *symbolize.P
 		return hotdrop, events.NFDrop, looked, nil
 	}
 	return nil, s.Verdict, looked, cause
+}
+
+func hitsOf(t *events.TableRun) []symbolize.Hit {
+	out := make([]symbolize.Hit, len(t.Hits))
+	for i, h := range t.Hits {
+		out[i] = symbolize.Hit{Index: h.Index, Packets: h.Packets, Bytes: h.Bytes}
+	}
+	return out
+}
+
+// followARP finds a path that walk cannot tell from others: that of a packet of ARP which is known
+// as it came to the table.
+func followARP(table *symbolize.Table, s *events.Step) (path *symbolize.Path, verdict int, ok bool) {
+	info, ok := packetInfo(s)
+	if s.PF != events.PFARP || !ok {
+		return nil, 0, false
+	}
+	path, verdict, err := table.FollowARP(int(s.Hook), hitsOf(s.Table), info)
+	return path, verdict, err == nil && slices.Contains(verdicts(s), verdict)
 }
 
 // verdicts are those that the table can have returned, as far as the packet's next

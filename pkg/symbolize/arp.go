@@ -180,6 +180,78 @@ func (t *Table) arpTargetText(e *Entry) (opts string, ok bool) {
 	return opts, ok
 }
 
+// FollowARP is the path of packet p, which is whole, through the table at hook. Rules of
+// arp_tables look at nothing but the packet and its devices, and what their targets make of it is
+// known, so that there is one path even where Walk finds several to fit the hits. The error is
+// ErrNoWalk if its hits are others than those.
+//
+// It mirrors net/ipv4/netfilter/arp_tables.c:arpt_do_table.
+func (t *Table) FollowARP(hook int, hits []Hit, p PacketInfo) (path *Path, verdict int, err error) {
+	if t.Family != ARP || p.ARP == nil || hook < 0 || hook >= NumHooks || t.HookEntry[hook] < 0 {
+		return nil, 0, fmt.Errorf("%w: hook %d of %v table %q", ErrNoWalk, hook, t.Family, t.Name)
+	}
+	left := map[int]uint64{}
+	for _, h := range hits {
+		left[h.Index] += h.Packets
+	}
+	path = &Path{}
+	var stack []frame
+	depth := 0
+	for i, ended := t.HookEntry[hook], false; !ended; {
+		if i >= len(t.Entries) {
+			return nil, 0, fmt.Errorf("%w: the packet leaves the table", ErrNoWalk)
+		}
+		e := &t.Entries[i]
+		if !e.Header.arpPlausible(&p) {
+			i++
+			continue
+		}
+		v := Visit{Index: i, Depth: depth, IsPolicy: e.IsPolicy, IsEnd: e.IsEnd}
+		v.Chain, v.Type, v.Num = t.TraceName(hook, i)
+		if left[i] == 0 {
+			return nil, 0, fmt.Errorf("%w: the packet fits %s:%d, which did not count it", ErrNoWalk, v.Chain, v.Num)
+		}
+		left[i]--
+		switch e.Kind {
+		case TargetVerdict:
+			verdict, ended = int(uint32(e.Verdict)&nfVerdictMask), true
+		case TargetReturn:
+			if n := len(stack); n == 0 {
+				i = t.Underflow[hook]
+			} else {
+				i, depth, stack = stack[n-1].entry+1, stack[n-1].depth, stack[:n-1]
+			}
+		case TargetNext:
+			i++
+		case TargetJump:
+			stack = append(stack, frame{entry: i, depth: depth})
+			i, depth = e.Dest, depth+1
+		case TargetGoto:
+			i, depth = e.Dest, depth+1
+		default:
+			if ended = endsOf(e) == endsAlways; ended && e.Target == arpMangle {
+				verdict = int(mangleVerdict(e) & nfVerdictMask)
+				break
+			}
+			_, data, ok := t.Apply(i, 0, p.ARP[:])
+			if !ok || ended {
+				return nil, 0, fmt.Errorf("%w: what %s made of the packet is not known", ErrNoWalk, e.Target)
+			}
+			p.ARP = (*[ARPLen]byte)(data)
+			i++
+		}
+		v.Action = t.action(e, ended)
+		path.Visits = append(path.Visits, v)
+	}
+	for i, n := range left {
+		if n > 0 {
+			chain, _, num := t.TraceName(hook, i)
+			return nil, 0, fmt.Errorf("%w: the packet does not come to %s:%d", ErrNoWalk, chain, num)
+		}
+	}
+	return path, verdict, nil
+}
+
 // net/ipv4/netfilter/arpt_mangle.c
 
 const (

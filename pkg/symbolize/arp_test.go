@@ -3,6 +3,7 @@ package symbolize
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"net/netip"
 	"strings"
 	"testing"
@@ -175,6 +176,50 @@ func TestARPInfo(t *testing.T) {
 	}
 	if a, ok := netip.AddrFromSlice(blob[:4]); !ok || a.String() != "10.0.0.1" {
 		t.Errorf("the first rule is for %v", a)
+	}
+}
+
+// A chain is entered twice, and between the two a target rewrites what one of its rules looks at.
+func TestFollowARP(t *testing.T) {
+	mangle := make([]byte, mangleTarget+4)
+	copy(mangle[mangleSrcIP:], []byte{10, 0, 0, 0})
+	mangle[mangleFlags] = 4
+	binary.NativeEndian.PutUint32(mangle[mangleTarget:], xtContinue)
+	tab := build(t, ARP,
+		chain{"INPUT", "DROP", []rule{{target: "jump a"}, {target: arpMangle, data: mangle}, {target: "jump a"}}},
+		chain{"a", "", []rule{{src: "10.0.0.0", target: "MARK", data: make([]byte, 8)}, {target: "RETURN"}}})
+	for i := range tab.Entries {
+		if tab.Entries[i].Target == "MARK" {
+			tab.Entries[i].Revision = 2
+		}
+	}
+	in := func(n int) int { return at(t, tab, "INPUT", n) }
+	a := at(t, tab, "a", 1)
+	hits := append(once(in(1), in(2), in(3), in(4), a), Hit{Index: at(t, tab, "a", 2), Packets: 2})
+	if p, err := tab.Walk(arpIn, hits, nfDrop, nil); !errors.Is(err, ErrAmbiguous) {
+		t.Fatalf("%v, %v", p, err)
+	}
+	p, verdict, err := tab.FollowARP(arpIn, hits, PacketInfo{ARP: &request})
+	wantLines(t, p, err, "INPUT:rule:1 jump a", "a:return:2 RETURN", "INPUT:rule:2 continue", "INPUT:rule:3 jump a",
+		"a:rule:1 continue", "a:return:2 RETURN", "INPUT:policy:4 DROP")
+	if verdict != nfDrop {
+		t.Errorf("verdict %d", verdict)
+	}
+	for name, tt := range map[string]struct {
+		hits []Hit
+		p    PacketInfo
+		hook int
+	}{
+		"a rule too few":  {hits[:len(hits)-1], PacketInfo{ARP: &request}, arpIn},
+		"a rule too many": {append(once(at(t, tab, "a", 3)), hits...), PacketInfo{ARP: &request}, arpIn},
+		"another packet":  {hits, PacketInfo{ARP: changed(arpSrcIP, 10, 0, 0, 0)}, arpIn},
+		"no packet":       {hits, PacketInfo{}, arpIn},
+		"lengths":         {hits, PacketInfo{ARP: changed(4, 8)}, arpIn},
+		"no such hook":    {hits, PacketInfo{ARP: &request}, arpOut},
+	} {
+		if p, _, err := tab.FollowARP(tt.hook, tt.hits, tt.p); !errors.Is(err, ErrNoWalk) {
+			t.Errorf("%s: %v, %v", name, p, err)
+		}
 	}
 }
 
