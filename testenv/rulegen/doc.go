@@ -1,5 +1,6 @@
-// Package rulegen makes random rulesets for the legacy tables from a seed: the
-// same seed gives the same rules on every machine and with every Go release.
+// Package rulegen makes random rulesets for the legacy tables, those of arptables too, and
+// for nf_tables from a seed: the same seed gives the same rules on every machine and with
+// every Go release.
 //
 // The rules are there to give packets long and odd paths: user chains entered
 // by jump and by goto, twice from one chain, returns from user and from base

@@ -136,3 +136,73 @@ func TestNFTAcyclic(t *testing.T) {
 		}
 	}
 }
+
+func TestARPDeterministic(t *testing.T) {
+	seen := map[string]bool{}
+	for seed := range uint64(50) {
+		a, b := ARP(seed), ARP(seed)
+		if a != b {
+			t.Fatalf("seed %d: two runs differ", seed)
+		}
+		if seen[a] {
+			t.Errorf("seed %d: as another seed", seed)
+		}
+		seen[a] = true
+	}
+	sum := fmt.Sprintf("%x", sha256.Sum256([]byte(ARP(1))))
+	if want := "a1587fd1e666547d599c131b6b4823a3e92ec528848e6105fa04ebbaf2f8bf47"; sum != want {
+		t.Errorf("seed 1 gives other rules than before: %s", sum)
+	}
+}
+
+func TestARPCovers(t *testing.T) {
+	var all strings.Builder
+	for seed := range uint64(50) {
+		all.WriteString(ARP(seed))
+	}
+	for _, w := range []string{"-N any-", "-A INPUT-", "-A OUTPUT-", "-A FORWARD-", "-j any-", "-j INPUT-", "-P INPUT DROP", "-P OUTPUT DROP", "-P FORWARD DROP",
+		" -i ", " ! -i ", " -o ", " ! -o ", " -s ", " ! -s ", " -d ", " ! -d ", "/255.255.0.253", " --source-mac ", " ! --source-mac ", "/ff:ff:00:00:00:01",
+		" --destination-mac ", " ! --destination-mac ", " --opcode ", " ! --opcode ", "--opcode 2/3", " --h-length ", " ! --h-length ", "--h-length 6/15",
+		" --h-type ", " ! --h-type ", "--h-type 1/0xff", " --proto-type ", " ! --proto-type ", "--proto-type 0x800/0xff00", "-j RETURN", "-j ACCEPT", "-j DROP",
+		"--set-mark", "--and-mark", "--or-mark", "--set-class", "--mangle-ip-s", "--mangle-ip-d", "--mangle-mac-s", "--mangle-mac-d", "--mangle-target ACCEPT",
+		"--mangle-target CONTINUE", "--mangle-target DROP", " -c "} {
+		if !strings.Contains(all.String(), w) {
+			t.Errorf("never %q", w)
+		}
+	}
+}
+
+// What arptables does not take: a jump to a chain that is not there yet or back to one that
+// leads here, an option twice, -o in INPUT, -i in OUTPUT, and CLASSIFY where INPUT leads.
+func TestARPLoads(t *testing.T) {
+	for seed := range uint64(200) {
+		order := map[string]int{"INPUT": -1, "OUTPUT": -1, "FORWARD": -1}
+		for line := range strings.Lines(ARP(seed)) {
+			f := strings.Fields(line)
+			if f[0] == "-N" {
+				order[f[1]] = len(order)
+				if strings.HasPrefix(f[1], "any-") {
+					order[f[1]] += 100
+				}
+				continue
+			}
+			options := map[string]bool{}
+			for i, w := range f {
+				if options[w] && w != "!" && strings.HasPrefix(w, "-") {
+					t.Errorf("seed %d: %s twice: %s", seed, w, line)
+				}
+				options[w] = true
+				if w != "-j" || f[i+1] == strings.ToUpper(f[i+1]) && !strings.Contains(f[i+1], "-") || f[i+1] == "mangle" {
+					continue
+				}
+				if to, ok := order[f[i+1]]; !ok || to <= order[f[1]] {
+					t.Errorf("seed %d: %s", seed, line)
+				}
+			}
+			if strings.HasPrefix(f[1], "INPUT") && options["-o"] || strings.HasPrefix(f[1], "OUTPUT") && options["-i"] ||
+				options["CLASSIFY"] && !strings.HasPrefix(f[1], "OUTPUT") && !strings.HasPrefix(f[1], "FORWARD") {
+				t.Errorf("seed %d: %s", seed, line)
+			}
+		}
+	}
+}
