@@ -156,6 +156,7 @@ test-truth-%:
 	$(MAKE) test-e2e-$* KERNELFLAGS.$*= RUN='^TestTruth$$$$' NFTRACE_SEEDS=1-37 VMFLAGS='$(MATRIXFLAGS.$*) $(VMFLAGS)'
 	$(MAKE) test-e2e-$* KERNELFLAGS.$*= RUN='^TestTruthNFT$$$$' NFTRACE_SEEDS=1-37 VMFLAGS='$(MATRIXFLAGS.$*) -timeout 90m $(VMFLAGS)'
 	$(MAKE) test-e2e-$* KERNELFLAGS.$*= RUN='^TestTruthEB$$$$' NFTRACE_SEEDS=1-97 VMFLAGS='$(MATRIXFLAGS.$*) $(VMFLAGS)'
+	$(MAKE) test-e2e-$* KERNELFLAGS.$*= RUN='^TestTruthARP$$$$' NFTRACE_SEEDS=1-97 VMFLAGS='$(MATRIXFLAGS.$*) $(VMFLAGS)'
 
 #: make test-arm64          scenarios and a few rulesets on emulated arm64, with one CPU and with two
 test-arm64: test-arm64-1 test-arm64-2

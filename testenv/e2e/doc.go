@@ -44,12 +44,14 @@
 //	                   a test share one, for to start it takes longer than to compare
 //
 // The cases of testdata/arp are rulesets of arptables, legacy and nft. The kernel traces none of ARP:
-// TestTruthARP holds how often nftrace names each rule against the rules' own counters. Sections:
+// TestTruthARP holds how often nftrace names each rule against the rules' own counters, which it
+// reads behind each line of the traffic, and the order against what the rules allow. Sections:
 //
 //	-- rules --        arguments of arptables, a command a line, with "@300 TEXT" as above
-//	-- traffic --      a script of testenv/cmd/traffic, behind the mixture
+//	-- traffic --      a script of testenv/cmd/traffic, behind the mixture; a line sends packets of one kind
 //	-- hits --         rules that packets must meet, as "CHAIN NUMBER…"; a NUMBER may be policy
 //	-- legacy --       arptables-nft does not know all of it
+//	-- own --          why the case needs an nftrace of its own, which is started behind its rules
 //
 // The rulesets of ebtables-legacy stand in eb_test.go, for each rule gets a watcher that logs it:
 // TestTruthEB holds what nftrace names of each packet against that log.

@@ -20,6 +20,7 @@ import (
 //	wait                            for all that & began
 //	serve NS tcp-serve :80          a server, until the script ends
 //	sh iptables-legacy -Z           a shell line, in the namespace of the script
+//	say TEXT                        a line on standard error
 //
 // All of it is one process: nothing is started while packets are sent, and when
 // it has ended no socket is left that would send one more.
@@ -74,6 +75,9 @@ func (s *scriptRun) line(text string) error {
 		cmd := exec.Command("sh", "-ec", line)
 		cmd.Stdout, cmd.Stderr = s.stderr, s.stderr
 		return cmd.Run()
+	case words[0] == "say":
+		_, err := fmt.Fprintln(s.stderr, strings.Join(words[1:], " "))
+		return err
 	case len(words) < 3:
 		return fmt.Errorf("want NS COMMAND ADDRESS")
 	case words[0] == "serve":
