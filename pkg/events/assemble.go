@@ -339,13 +339,13 @@ func (a *Assembler) step(d *draft, h *bpf.NftraceRecHdr, raw []byte) error {
 	case bpf.NftraceRecTypeREC_DELIVER:
 		return a.passed(d, StepDeliver, h, raw)
 	case bpf.NftraceRecTypeREC_DROP:
+		// REC_END comes next, but perhaps not at once: the CPU may have stood still.
 		if d.call.open && !d.gap {
 			a.endCall(d, NFDrop)
 		} else if !d.j.ended {
 			a.endCall(d, VerdictUnknown)
 			d.j.dropped = true
 		}
-		a.end(d, ns(h.Ts))
 	case bpf.NftraceRecTypeREC_END:
 		a.endCall(d, VerdictUnknown)
 		a.end(d, ns(h.Ts))

@@ -203,7 +203,11 @@ func (s *script) header(typ bpf.NftraceRecType, flags bpf.NftraceRecFlag) {
 	s.add(bytesOf(&h, unsafe.Sizeof(h)))
 }
 
-func (s *script) drop() { s.header(bpf.NftraceRecTypeREC_DROP, 0) }
+// drop is what the kernel tells of a packet that a hook dropped: that, and its end.
+func (s *script) drop() {
+	s.header(bpf.NftraceRecTypeREC_DROP, 0)
+	s.end(0)
+}
 
 func (s *script) xmit() { s.device(bpf.NftraceRecTypeREC_XMIT, 0, dev(4, "eth1")) }
 
@@ -923,6 +927,21 @@ func TestFragment(t *testing.T) {
 	}
 }
 
+// The CPU may stand still between the two records that tell of a drop.
+func TestDropThenEnd(t *testing.T) {
+	s := newScript(t, NewAssembler(), 7)
+	s.filter(HookForward)
+	s.header(bpf.NftraceRecTypeREC_DROP, 0)
+	if early := s.a.Idle(time.Duration(s.now) + 2*settle); len(early) > 0 {
+		t.Fatalf("it was handed out before its end: %s", shape(early[0]))
+	}
+	s.now += uint64(3 * settle)
+	s.end(0)
+	if j := s.journey(); j.HalfSeen != "" || j.Lost != 0 || j.Outcome.Kind != OutDropped {
+		t.Errorf("half seen %q, lost %d, %v", j.HalfSeen, j.Lost, j.Outcome)
+	}
+}
+
 // What was handed out is used again, for a journey that knows nothing of it.
 func TestReuse(t *testing.T) {
 	a := NewAssembler()
@@ -934,7 +953,6 @@ func TestReuse(t *testing.T) {
 	s.part(part{hook: HookLocalOut, before: &rewritten, flags: bpf.NftraceRecFlagREC_F_TORN, tables: []string{"nat", "filter"}, runs: 1})
 	s.seq++
 	s.drop()
-	s.end(0)
 	first := a.Idle(time.Duration(s.now) + 2*settle)[0]
 	runs := []*TableRun{first.Steps[0].Table, first.Steps[2].Table}
 	parts := []*Part{runs[0].Part, runs[1].Part}
@@ -998,7 +1016,6 @@ func TestAllocations(t *testing.T) {
 	s.part(part{hook: HookPreRouting})
 	s.part(part{hook: HookForward, tables: tables, flags: bpf.NftraceRecFlagREC_F_TORN})
 	s.drop()
-	s.end(0)
 	packets := 0
 	one := func() {
 		for _, raw := range records {
