@@ -49,8 +49,7 @@ func restoredMarks(runs []tableRun, others []events.Step) []restored {
 			if e.RestoresMark() {
 				at = append(at, m)
 			}
-			// It may give the packet a conntrack entry that is none yet, with a mark.
-			template = template || e.Target == "CT"
+			template = template || e.GivesTemplate()
 		}
 	}
 	begin := connMark(part, &m)
@@ -93,10 +92,10 @@ func connMark(part *events.Part, m *symbolize.Marks) symbolize.ConnMark {
 		// It is the first packet (nf_conntrack_core.c:init_conntrack).
 		begin.Known = ^uint32(0)
 	}
-	if after == nil {
-		return begin
+	var seen *symbolize.Seen
+	if after != nil {
+		seen = &symbolize.Seen{Packet: after.Mark, Conn: after.CTMark}
 	}
-	seen := symbolize.Seen{Packet: after.Mark, Conn: after.CTMark}
 	begin, ok := m.Begin(begin, seen)
 	if !ok {
 		return symbolize.ConnMark{}

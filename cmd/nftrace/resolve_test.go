@@ -581,6 +581,7 @@ func TestRestoredMarks(t *testing.T) {
 	untracked, unread := *pkt(1, 64), *pkt(1, 64)
 	untracked.CT, unread.CT = "UNTRACKED", "NEW"
 	template := rule{target: "CT", rev: 2, data: make([]byte, 16)}
+	untrack := rule{target: "CT", rev: 2, data: append([]byte{1}, make([]byte, 15)...)}
 	nft := func(leaves bool) []events.Step {
 		return []events.Step{{Table: &events.TableRun{NFT: &events.NFTRun{LeavesConn: leaves}}}}
 	}
@@ -607,6 +608,7 @@ func TestRestoredMarks(t *testing.T) {
 		{"not tracked, an invalid packet", events.HookPreRouting, "mangle", []rule{five, restore, save}, before, unlike(*pkt(5, 64)), false, false, nil, []packetRule{at(0), at(5), at(5), at(5)}},
 		{"before it is tracked", events.HookPreRouting, "raw", []rule{five, restore, save}, before, unlike(tracked(5, 9, "ESTABLISHED", true)), true, false, nil, []packetRule{at(0), at(5), at(5), at(5)}},
 		{"a template", events.HookPreRouting, "raw", []rule{template, restore, five}, before, unlike(still), true, false, nil, []packetRule{at(0), at(0), lost}},
+		{"told to be untracked", events.HookPreRouting, "raw", []rule{untrack, restore, five}, before, unlike(still), true, false, nil, []packetRule{at(0), at(0), at(0), at(5)}},
 		{"nf_tables leaves it", events.HookPreRouting, "mangle", []rule{restore, five}, before, unlike(still), true, false, nft(true), []packetRule{at(0), at(7), at(5)}},
 		{"nf_tables may set it", events.HookPreRouting, "mangle", []rule{restore, five}, before, unlike(still), true, false, nft(false), []packetRule{at(0), lost}},
 		{"behind NAT", events.HookLocalOut, "filter", []rule{restore, five}, mine, unlike(still), true, true, nil, []packetRule{not("seen only behind"), not("seen only behind")}},

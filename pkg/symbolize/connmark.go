@@ -38,6 +38,14 @@ func (e *Entry) RestoresMark() bool {
 	return !ok || c.mode == connmarkRestore
 }
 
+// GivesTemplate reports whether e's target may give the packet a conntrack entry that is none yet, a
+// template, which has a mark of its own.
+func (e *Entry) GivesTemplate() bool {
+	const noTrack = 1 // XT_CT_NOTRACK
+	d := dec{b: e.Data}
+	return e.Kind == TargetExtension && e.Target == "CT" && (d.u16(0)&noTrack == 0 || d.bad)
+}
+
 // leavesMarks lists the targets that change packets, but neither their marks nor those of their
 // connections.
 var leavesMarks = map[string]bool{
@@ -53,6 +61,13 @@ type Marks struct {
 	Tracked bool
 
 	packet, conn markWord
+	facts        []markFact
+}
+
+// markFact is what is known of a word: as far as mask goes it is seen.
+type markFact struct {
+	word       markWord
+	seen, mask uint32
 }
 
 // markWord is a mark: bit by bit value, XORed with what the connection's mark was to begin with
@@ -74,8 +89,12 @@ func NewMarks(packet uint32) Marks {
 	return Marks{packet: markWord{value: packet}, conn: markWord{of: ^uint32(0)}}
 }
 
-// Meet takes them through the target of an entry.
+// Meet takes them through an entry that the packet matched: first what its conditions say of them,
+// then its target.
 func (m *Marks) Meet(e *Entry) {
+	for i := range e.Matches {
+		m.match(&e.Matches[i])
+	}
 	if e.Kind != TargetExtension {
 		return
 	}
@@ -92,6 +111,23 @@ func (m *Marks) Meet(e *Entry) {
 		m.meetConnmark(e)
 	case e.Modifies() && !leavesMarks[e.Target]:
 		m.Lose()
+	}
+}
+
+// match notes what a match says that the packet fits: of net/netfilter/xt_mark.c:mark_mt and
+// xt_connmark.c:connmark_mt.
+func (m *Marks) match(x *Match) {
+	word := m.packet
+	switch {
+	case x.Name == "connmark" && m.Tracked:
+		word = m.conn
+	case x.Name != "mark":
+		return
+	}
+	d := dec{b: x.Data}
+	f := markFact{word, d.u32(0), d.u32(4)}
+	if inverted := d.u8(8) != 0; x.Revision == 1 && !inverted && !d.bad {
+		m.facts = append(m.facts[:len(m.facts):len(m.facts)], f)
 	}
 }
 
@@ -131,20 +167,22 @@ type ConnMark struct{ Value, Known uint32 }
 // Seen are the marks of a packet and its connection as they were seen behind their way.
 type Seen struct{ Packet, Conn uint32 }
 
-// Begin tells what the connection's mark was to begin with, which had made seen of it. had is what
-// is known of it already. ok is false where that does not fit: somebody else had a hand in it.
-func (m *Marks) Begin(had ConnMark, seen Seen) (begin ConnMark, ok bool) {
+// Begin tells what the connection's mark was to begin with, given what is known of it already, from
+// what rules said of the marks, and from what the way made of them, if that was seen. ok is
+// false where that does not fit: somebody else had a hand in it.
+func (m *Marks) Begin(had ConnMark, seen *Seen) (begin ConnMark, ok bool) {
 	begin = had
-	for _, s := range [...]struct {
-		word markWord
-		seen uint32
-	}{{m.conn, seen.Conn}, {m.packet, seen.Packet}} {
-		// The bits of what it was, as far as this word tells.
-		v, known := s.word.value^s.seen, ^s.word.unknown
-		if v&known&^s.word.of != 0 {
+	facts := m.facts
+	if seen != nil {
+		facts = append(facts[:len(facts):len(facts)], markFact{m.conn, seen.Conn, ^uint32(0)}, markFact{m.packet, seen.Packet, ^uint32(0)})
+	}
+	for _, f := range facts {
+		// The bits of what it was, as far as this tells.
+		v, known := f.word.value^f.seen, f.mask&^f.word.unknown
+		if v&known&^f.word.of != 0 {
 			return ConnMark{}, false
 		}
-		known &= s.word.of
+		known &= f.word.of
 		if (v^begin.Value)&known&begin.Known != 0 {
 			return ConnMark{}, false
 		}

@@ -20,6 +20,17 @@ func markEntry(mark, mask uint32) Entry {
 	return e
 }
 
+func ifMark(mark, mask uint32, invert byte) Entry {
+	data := binary.NativeEndian.AppendUint32(binary.NativeEndian.AppendUint32(nil, mark), mask)
+	return Entry{Kind: TargetNext, Matches: []Match{{Name: "mark", Revision: 1, Data: append(data, invert, 0, 0, 0)}}}
+}
+
+func ifConnmark(mark, mask uint32) Entry {
+	e := ifMark(mark, mask, 0)
+	e.Matches[0].Name = "connmark"
+	return e
+}
+
 const all = ^uint32(0)
 
 func TestMarks(t *testing.T) {
@@ -53,6 +64,11 @@ func TestMarks(t *testing.T) {
 		{"somebody else marked the packet", []Entry{restore, five}, 1, ConnMark{}, Seen{6, 7}, 0, false, true},
 		{"both tell, another tale", []Entry{restore}, 1, ConnMark{}, Seen{1, 2}, 0, false, true},
 		{"behind what nobody knows", []Entry{unknown, restore}, 2, ConnMark{}, Seen{7, 7}, 0, false, false},
+		{"a rule says that it was 0", []Entry{restore, ifMark(0, all, 0), five, save}, 1, ConnMark{}, Seen{5, 5}, 0, true, false},
+		{"half of it", []Entry{low, ifMark(3, 0xf, 0), five, save}, 1, ConnMark{}, Seen{5, 5}, 0x103, true, false},
+		{"what it was not", []Entry{restore, ifMark(0, all, 1), five, save}, 1, ConnMark{}, Seen{5, 5}, 0, false, false},
+		{"a rule and what is seen differ", []Entry{restore, ifMark(1, all, 0)}, 1, ConnMark{}, Seen{2, 2}, 0, false, true},
+		{"a rule says it of the connection", []Entry{restore, ifConnmark(9, 0xff), five, connmarkEntry(connmarkSave, 0, 0xff, 0xff)}, 1, ConnMark{}, Seen{5, 0x705}, 0x709, true, false},
 		{"shifted", []Entry{shift, five}, 1, ConnMark{}, Seen{5, 7}, 0, false, false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -65,7 +81,7 @@ func TestMarks(t *testing.T) {
 					at = m
 				}
 			}
-			begin, ok := m.Begin(tt.had, tt.seen)
+			begin, ok := m.Begin(tt.had, &tt.seen)
 			if ok == tt.no {
 				t.Fatalf("%+v, %v", begin, ok)
 			}
@@ -84,6 +100,11 @@ func TestMarksUntracked(t *testing.T) {
 		e := connmarkEntry(mode, 9, all, all)
 		m.Meet(&e)
 	}
+	// Which a rule cannot have fitted.
+	e := ifConnmark(1, all)
+	if m.Meet(&e); len(m.facts) > 0 {
+		t.Error("no connection has a mark")
+	}
 	if got, ok := m.Packet(ConnMark{}); got != 3 || !ok {
 		t.Errorf("mark %#x, %v", got, ok)
 	}
@@ -93,6 +114,7 @@ func TestMarksUntracked(t *testing.T) {
 // known to begin with, all is.
 func FuzzMarks(f *testing.F) {
 	f.Add([]byte("\x02\xff\xff\x05\x03\x05\xff\x00\x01\xff\xff\x00"), uint32(7), uint32(9))
+	f.Add([]byte("\x02\xff\xff\x05\x07\xff\xff\x00\x01\xff\xff\x00"), uint32(7), uint32(9))
 	f.Add([]byte("\x01\x0f\xf0\x00\x02\x3c\x3c\x00\x00\x81\x18\x42\x02\xff\x0f\x00"), uint32(0x55), uint32(0xaa))
 	f.Fuzz(func(t *testing.T, ops []byte, packet, conn uint32) {
 		m := NewMarks(packet)
@@ -115,6 +137,9 @@ func FuzzMarks(f *testing.F) {
 				packet = packet&^b ^ conn&a
 			default:
 				e = markEntry(v, a)
+				if ops[0]&4 != 0 {
+					e.Matches = append(ifMark(packet&b, b, 0).Matches, ifConnmark(conn&b, b).Matches...)
+				}
 				packet = packet&^a ^ v
 			}
 			m.Meet(&e)
@@ -124,7 +149,7 @@ func FuzzMarks(f *testing.F) {
 		had := ConnMark{begin, all}
 		for _, begin := range []ConnMark{{}, had} {
 			knows := begin == had
-			begin, ok := m.Begin(begin, seen)
+			begin, ok := m.Begin(begin, &seen)
 			if !ok {
 				t.Fatal("what was seen cannot be")
 			}
