@@ -768,19 +768,40 @@ func cString(s []int8) string {
 // Lookup runs read, which asks the kernel for one table's entries (from this
 // process, with IPT_SO_GET_ENTRIES or what other families have for it), and tells which
 // generation of the table the kernel handed out. It must not be called while it runs.
+//
+// The kernel may skip the probe that sees it: a return probe of Linux 5.10 has room for one call per
+// CPU, and others may be waiting for their tables. Then read runs again.
 func (t *Tracer) Lookup(read func() error) (events.TableID, error) {
 	v := t.vars[bpf.NftraceVarLastLookup]
-	if err := v.Set(bpf.NftraceLookup{}); err != nil {
-		return events.TableID{}, err
+	return lookup(read, func() error { return v.Set(bpf.NftraceLookup{}) }, func() (l bpf.NftraceLookup, err error) {
+		err = v.Get(&l)
+		return l, err
+	})
+}
+
+// lookupTries bounds how often a table is read whose generation the probe did not see, waiting
+// twice as long each time: 127 ms in all.
+const lookupTries = 8
+
+func lookup(read, clear func() error, seen func() (bpf.NftraceLookup, error)) (events.TableID, error) {
+	wait := time.Millisecond
+	for try := 1; ; try++ {
+		if err := clear(); err != nil {
+			return events.TableID{}, err
+		}
+		if err := read(); err != nil {
+			return events.TableID{}, err
+		}
+		l, err := seen()
+		if err != nil {
+			return events.TableID{}, err
+		}
+		if l.Private != 0 || try == lookupTries {
+			return events.TableID{Private: l.Private, Gen: l.Gen}, nil
+		}
+		time.Sleep(wait)
+		wait *= 2
 	}
-	if err := read(); err != nil {
-		return events.TableID{}, err
-	}
-	var l bpf.NftraceLookup
-	if err := v.Get(&l); err != nil {
-		return events.TableID{}, err
-	}
-	return events.TableID{Private: l.Private, Gen: l.Gen}, nil
 }
 
 // Losses are counts of what was not recorded, by cause.
