@@ -117,6 +117,13 @@ func TestTruthARP(t *testing.T) {
 				// Before nftrace, which would miss the first packets of one that a rule brought.
 				sh(t, "modprobe -a arp_tables arptable_filter arpt_mangle")
 			}
+			// Debian's 5.10 does not take MARK for ARP ("not valid for this family"): there such rules
+			// only count.
+			if strings.HasPrefix(read(t, "/proc/sys/kernel/osrelease"), "5.10.") {
+				for _, c := range fit {
+					c.rules = arpMark.ReplaceAllString(c.rules, "")
+				}
+			}
 			var total tally
 			run := func(c *arpCase, w *watch) {
 				if !t.Run(c.name, func(t *testing.T) {
@@ -133,6 +140,8 @@ func TestTruthARP(t *testing.T) {
 		})
 	}
 }
+
+var arpMark = regexp.MustCompile(` -j MARK --\w+-mark \S+`)
 
 var arpFlags = []string{"--format", "json", "arp"}
 
