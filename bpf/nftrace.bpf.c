@@ -345,21 +345,15 @@ int BPF_ENTRY(deliver_ip, struct net *net, struct sock *sk, struct sk_buff *skb)
 	return deliver(skb, ON_DELIVER);
 }
 
-SEC(ENTRY "ip6_input_finish")
-int BPF_ENTRY(deliver_ip6, struct net *net, struct sock *sk,
-	      struct sk_buff *skb)
-{
-	return deliver(skb, ON_DELIVER6);
-}
-
-#ifdef NFTRACE_KPROBE
-/* net/ipv6/ip6_input.c: some compilers have made ip6_input_finish a part of who calls it. */
+/*
+ * net/ipv6/ip6_input.c: ip6_input_finish calls it, which some compilers have made a part of who calls
+ * that: then a probe there sees few packets, or none.
+ */
 SEC(ENTRY "ip6_protocol_deliver_rcu")
-int BPF_ENTRY(deliver_ip6_rcu, struct net *net, struct sk_buff *skb)
+int BPF_ENTRY(deliver_ip6, struct net *net, struct sk_buff *skb)
 {
 	return deliver(skb, ON_DELIVER6);
 }
-#endif
 
 /* ---- NAT ---- */
 

@@ -48,7 +48,6 @@ const (
 	NftraceKprobeProgDefragIpCall      = "defrag_ip_call"
 	NftraceKprobeProgDeliverIp         = "deliver_ip"
 	NftraceKprobeProgDeliverIp6        = "deliver_ip6"
-	NftraceKprobeProgDeliverIp6Rcu     = "deliver_ip6_rcu"
 	NftraceKprobeProgDevXmit           = "dev_xmit"
 	NftraceKprobeProgEbtBegin          = "ebt_begin"
 	NftraceKprobeProgEbtBeginLast      = "ebt_begin_last"
@@ -207,7 +206,6 @@ type NftraceKprobeProgramSpecs struct {
 	DefragIpCall      *ebpf.ProgramSpec `ebpf:"defrag_ip_call"`
 	DeliverIp         *ebpf.ProgramSpec `ebpf:"deliver_ip"`
 	DeliverIp6        *ebpf.ProgramSpec `ebpf:"deliver_ip6"`
-	DeliverIp6Rcu     *ebpf.ProgramSpec `ebpf:"deliver_ip6_rcu"`
 	DevXmit           *ebpf.ProgramSpec `ebpf:"dev_xmit"`
 	EbtBegin          *ebpf.ProgramSpec `ebpf:"ebt_begin"`
 	EbtBeginLast      *ebpf.ProgramSpec `ebpf:"ebt_begin_last"`
@@ -514,7 +512,6 @@ type NftraceKprobePrograms struct {
 	DefragIpCall      *ebpf.Program `ebpf:"defrag_ip_call"`
 	DeliverIp         *ebpf.Program `ebpf:"deliver_ip"`
 	DeliverIp6        *ebpf.Program `ebpf:"deliver_ip6"`
-	DeliverIp6Rcu     *ebpf.Program `ebpf:"deliver_ip6_rcu"`
 	DevXmit           *ebpf.Program `ebpf:"dev_xmit"`
 	EbtBegin          *ebpf.Program `ebpf:"ebt_begin"`
 	EbtBeginLast      *ebpf.Program `ebpf:"ebt_begin_last"`
@@ -567,7 +564,6 @@ func (p *NftraceKprobePrograms) Close() error {
 		p.DefragIpCall,
 		p.DeliverIp,
 		p.DeliverIp6,
-		p.DeliverIp6Rcu,
 		p.DevXmit,
 		p.EbtBegin,
 		p.EbtBeginLast,

@@ -122,7 +122,7 @@ const (
 	// StepXmit: the packet was handed to device Out (in __dev_queue_xmit).
 	StepXmit
 	// StepDeliver: the packet was handed to the local protocol
-	// (ip_local_deliver_finish, ip6_input_finish).
+	// (ip_local_deliver_finish, ip6_protocol_deliver_rcu).
 	StepDeliver
 )
 

@@ -98,7 +98,7 @@ var groups = []group{
 		bpf.NftraceProgEbtReplace, bpf.NftraceProgEbtReplaced, bpf.NftraceProgEbtUnregister, bpf.NftraceProgEbtLookup,
 		bpf.NftraceProgEbtSet, bpf.NftraceProgEbtSetOver, bpf.NftraceProgEbtList,
 	}, choose: ebtProgram, optional: true, typed: true, untraced: "legacy tables of ebtables are not traced"},
-	{programs: []string{bpf.NftraceProgDeliverIp6, bpf.NftraceKprobeProgDeliverIp6Rcu}, present: hasIPv6},
+	{programs: []string{bpf.NftraceProgDeliverIp6}, present: hasIPv6},
 	{programs: []string{
 		bpf.NftraceProgSkbRelease, bpf.NftraceProgSkbMorph, bpf.NftraceProgSkbDrop, bpf.NftraceProgDefragIp,
 		bpf.NftraceProgDevXmit, bpf.NftraceProgDeliverIp,
