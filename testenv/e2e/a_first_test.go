@@ -40,8 +40,7 @@ func TestIPTablesComesLater(t *testing.T) {
 	if took > 2*attaching+time.Second {
 		t.Errorf("it took %v to trace what was loaded, %v to start", took, attaching)
 	}
-	load := "nft 'add table inet t; add chain inet t out { type filter hook output priority 0; }; add rule inet t out counter'"
-	if err := topo.Shell(t.Context(), "h", load); err != nil {
+	if err := topo.Shell(t.Context(), "h", countNFT); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, "tracing nf_tables", func() bool {
@@ -53,16 +52,7 @@ func TestIPTablesComesLater(t *testing.T) {
 	said := []string{"ip_tables", "traced from now on", "module nf_tables was loaded"}
 	if hasEbtables() {
 		said = append(said, "module ebtables was loaded")
-		const bridge = `ip link add br0 type bridge
-ip link add v0 type veth peer name v1
-ip link set v0 master br0 up
-ip link set v1 up
-ip addr add 10.9.0.1/24 dev br0
-ip link set br0 up
-ip neigh add 10.9.0.2 lladdr 02:00:00:00:00:02 dev br0 nud permanent
-ebtables-legacy -A OUTPUT -p IPv4 -j CONTINUE
-`
-		if err := topo.Shell(t.Context(), "h", bridge); err != nil {
+		if err := topo.Shell(t.Context(), "h", countBridged); err != nil {
 			t.Fatal(err)
 		}
 		eventually(t, "tracing ebtables", func() bool {
@@ -74,3 +64,17 @@ ebtables-legacy -A OUTPUT -p IPv4 -j CONTINUE
 	p.want(0, said...)
 	p.summary()
 }
+
+// Rules that count what is sent: of nf_tables, and of ebtables on a bridge where nobody answers.
+const (
+	countNFT     = "nft 'add table inet t; add chain inet t out { type filter hook output priority 0; }; add rule inet t out counter'\n"
+	countBridged = `ip link add br0 type bridge
+ip link add v0 type veth peer name v1
+ip link set v0 master br0 up
+ip link set v1 up
+ip addr add 10.9.0.1/24 dev br0
+ip link set br0 up
+ip neigh add 10.9.0.2 lladdr 02:00:00:00:00:02 dev br0 nud permanent
+ebtables-legacy -A OUTPUT -p IPv4 -j CONTINUE
+`
+)

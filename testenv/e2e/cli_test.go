@@ -810,19 +810,10 @@ func TestBuiltIn(t *testing.T) {
 	}
 	up(t, "lo")
 	p := attached(t, "h", nil, "-v", "--format", "trace", "icmp")
-	const load = `iptables-legacy -A OUTPUT -p icmp -m comment --comment legacy -j ACCEPT
+	const legacy = `iptables-legacy -A OUTPUT -p icmp -m comment --comment legacy -j ACCEPT
 ip6tables-legacy -A OUTPUT -p icmpv6 -j ACCEPT
-nft 'add table inet t; add chain inet t out { type filter hook output priority 0; }; add rule inet t out counter'
-ip link add br0 type bridge
-ip link add v0 type veth peer name v1
-ip link set v0 master br0 up
-ip link set v1 up
-ip addr add 10.9.0.1/24 dev br0
-ip link set br0 up
-ip neigh add 10.9.0.2 lladdr 02:00:00:00:00:02 dev br0 nud permanent
-ebtables-legacy -A OUTPUT -p IPv4 -j CONTINUE
-ping -q -c 1 -W 0.1 10.9.0.2 || true # nobody answers
 `
+	const load = legacy + countNFT + countBridged + "ping -q -c 1 -W 0.1 10.9.0.2 || true # nobody answers\n"
 	if err := topo.Shell(t.Context(), "h", load); err != nil {
 		t.Fatal(err)
 	}

@@ -78,10 +78,13 @@ func TestAcyclic(t *testing.T) {
 	}
 }
 
-func TestNFTDeterministic(t *testing.T) {
+// deterministic checks that each seed gives other rules, and always the same: sum is the SHA-256 of those
+// of seed 1.
+func deterministic(t *testing.T, rules func(seed uint64) string, sum string) {
+	t.Helper()
 	seen := map[string]bool{}
 	for seed := range uint64(50) {
-		a, b := NFT(seed), NFT(seed)
+		a, b := rules(seed), rules(seed)
 		if a != b {
 			t.Fatalf("seed %d: two runs differ", seed)
 		}
@@ -90,10 +93,13 @@ func TestNFTDeterministic(t *testing.T) {
 		}
 		seen[a] = true
 	}
-	sum := fmt.Sprintf("%x", sha256.Sum256([]byte(NFT(1))))
-	if want := "98c3feb65ceb4f4029bfeeef956ff249953c39675ea10bf76b5d19d1dca213a9"; sum != want {
-		t.Errorf("seed 1 gives other rules than before: %s", sum)
+	if got := fmt.Sprintf("%x", sha256.Sum256([]byte(rules(1)))); got != sum {
+		t.Errorf("seed 1 gives other rules than before: %s", got)
 	}
+}
+
+func TestNFTDeterministic(t *testing.T) {
+	deterministic(t, NFT, "98c3feb65ceb4f4029bfeeef956ff249953c39675ea10bf76b5d19d1dca213a9")
 }
 
 func TestNFTCovers(t *testing.T) {
@@ -138,21 +144,7 @@ func TestNFTAcyclic(t *testing.T) {
 }
 
 func TestARPDeterministic(t *testing.T) {
-	seen := map[string]bool{}
-	for seed := range uint64(50) {
-		a, b := ARP(seed), ARP(seed)
-		if a != b {
-			t.Fatalf("seed %d: two runs differ", seed)
-		}
-		if seen[a] {
-			t.Errorf("seed %d: as another seed", seed)
-		}
-		seen[a] = true
-	}
-	sum := fmt.Sprintf("%x", sha256.Sum256([]byte(ARP(1))))
-	if want := "a1587fd1e666547d599c131b6b4823a3e92ec528848e6105fa04ebbaf2f8bf47"; sum != want {
-		t.Errorf("seed 1 gives other rules than before: %s", sum)
-	}
+	deterministic(t, ARP, "a1587fd1e666547d599c131b6b4823a3e92ec528848e6105fa04ebbaf2f8bf47")
 }
 
 func TestARPCovers(t *testing.T) {
