@@ -428,12 +428,17 @@ int BPF_PROG(sched_switch, bool preempt, struct task_struct *prev,
 	     struct task_struct *next)
 {
 	struct where w;
+	u32 n;
 
 	if (!open_task_frames || !where_am_i(&w, ON_SWITCH))
 		return 0;
 	frame_stop(&w);
 	w.task = (u64)next;
-	frame_resume(&w);
+	n = frame_top(&w);
+	if (n) {
+		frame_moved(&w, n);
+		frame_start(&w, n);
+	}
 	return 0;
 }
 

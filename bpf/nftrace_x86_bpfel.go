@@ -118,6 +118,7 @@ type NftraceFrame struct {
 	NftCursor    uint32
 	NftBase      uint64
 	Flowtable    uint64
+	Percpu       uint64
 	Skipped      [4]uint64
 	NftRule      uint64
 	NftBasechain uint64

@@ -285,7 +285,8 @@ struct frame {
 	u32 nft_cursor;	 /* net->nft.gencursor when nf_tables was seen last */
 	u64 nft_base;	 /* the base chain that nf_tables is in; 0: none */
 	u64 flowtable; /* struct nf_flowtable * that the packet is in; 0: none */
-	u64 skipped[NFT_COPIES]; /* nft_count_skipped() when it opened */
+	u64 percpu;    /* where->percpu of the CPU that skipped is of */
+	u64 skipped[NFT_COPIES]; /* nft_count_skipped() when it came there */
 	/* What nf_tables called the probe with last; no base chain: it has not yet. */
 	u64 nft_rule, nft_basechain;
 	u32 nft_type;
@@ -981,9 +982,13 @@ static __noinline int frame_end(struct where *w, u32 n, struct sk_buff *skb,
 		if (c && c->running == n)
 			f->rec.hdr.flags |= REC_F_TORN;
 	}
-	/* Elsewhere nobody knows what was skipped. */
+	/*
+	 * Of a task that came here unseen nobody knows. But a packet may leave its hook, wait for
+	 * an answer of ARP, and be let go by another CPU.
+	 */
 	if (nft_stats[0] &&
-	    (f->cpu != w->cpu || nft_all_skipped(f->skipped, w->percpu)))
+	    ((f->task && f->task == w->task && f->percpu != w->percpu) ||
+	     nft_all_skipped(f->skipped, f->percpu)))
 		f->rec.hdr.flags |= REC_F_NFTMISSED;
 	key = f->skb;
 	if (!j || j->id != f->jid)
@@ -1037,6 +1042,19 @@ static __always_inline u32 frame_top(struct where *w)
 	}
 	loop(FRAMES, FRAMES, look_at_frame, &s);
 	return s.n;
+}
+
+/* Frame n goes on on another CPU, which has skipped others. */
+static __always_inline void frame_moved(struct where *w, u32 n)
+{
+	struct frame *f = frame_at(n);
+
+	if (!f || !nft_stats[0] || f->percpu == w->percpu)
+		return;
+	if (nft_all_skipped(f->skipped, f->percpu))
+		f->rec.hdr.flags |= REC_F_NFTMISSED;
+	f->percpu = w->percpu;
+	nft_count_skipped(f->skipped, w->percpu);
 }
 
 /* The innermost frame of this stack goes on. */
@@ -1391,6 +1409,7 @@ frame_open(struct where *w, u64 sp, struct sk_buff *skb,
 	f->nft_base = 0;
 	f->nft_basechain = 0;
 	f->flowtable = 0;
+	f->percpu = w->percpu;
 	nft_count_skipped(f->skipped, w->percpu);
 
 	f->sp = sp;

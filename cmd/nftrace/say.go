@@ -113,7 +113,8 @@ func summary(printed uint64, st events.Stats, l trace.Losses, unresolved uint64)
 	add(l.Frames, "hook calls: too many at once on a CPU")
 	add(st.Bad, "records: unreadable")
 	add(l.Probes, "calls of probes skipped by the kernel, of whatever packets")
-	lost := fmt.Sprintf("%d lost", l.Total()+st.Bad)
+	add(st.Skipped, "hook calls: the kernel skipped the probe of nf_tables")
+	lost := fmt.Sprintf("%d lost", l.Total()+st.Bad+st.Skipped)
 	if len(causes) > 0 {
 		lost += " (" + strings.Join(causes, ", ") + ")"
 	}

@@ -81,11 +81,12 @@ func TestSummary(t *testing.T) {
 		{printed: 7, st: events.Stats{Records: 13}, unresolved: 2, want: "7 packets, 13 records, 0 lost, 2 unresolved"},
 		{st: events.Stats{Records: 1, Bad: 3}, want: "0 packets, 1 records, 3 lost (3 records: unreadable), 0 unresolved"},
 		{
-			st: events.Stats{Bad: 1},
+			st: events.Stats{Bad: 1, Lost: 17, Skipped: 13},
 			l:  trace.Losses{RingBuffer: 2, Journeys: 3, Frames: 5, Probes: 11},
-			want: "0 packets, 0 records, 11 lost (2 records: buffer full, 3 packets: too many at once, " +
+			want: "0 packets, 0 records, 24 lost (2 records: buffer full, 3 packets: too many at once, " +
 				"5 hook calls: too many at once on a CPU, " +
-				"1 records: unreadable, 11 calls of probes skipped by the kernel, of whatever packets), 0 unresolved",
+				"1 records: unreadable, 11 calls of probes skipped by the kernel, of whatever packets, " +
+				"13 hook calls: the kernel skipped the probe of nf_tables), 0 unresolved",
 		},
 	} {
 		if got := summary(tt.printed, tt.st, tt.l, tt.unresolved); got != tt.want {

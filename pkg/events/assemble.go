@@ -46,6 +46,7 @@ type Stats struct {
 	Packets uint64 // journeys handed out
 	Records uint64
 	Lost    uint64 // records that are missing in journeys
+	Skipped uint64 // hooks at which nf_tables may have been skipped: of Lost, and of no loss of the kernel's
 	Bad     uint64 // records that could not be read
 }
 
@@ -445,6 +446,7 @@ func (a *Assembler) hook(d *draft, h *bpf.NftraceRecHdr, raw []byte) error {
 	} else if h.Flags&uint32(bpf.NftraceRecFlagREC_F_NFTMISSED) != 0 {
 		// Perhaps all that it did here.
 		d.j.Lost++
+		a.stats.Skipped++
 	}
 	if d.nft.flow != nil {
 		c.part, c.flow = p, len(d.j.Steps)

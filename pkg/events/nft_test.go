@@ -721,7 +721,7 @@ func TestNFTAllMissed(t *testing.T) {
 	s.first(HookForward, bpf.NftraceRecFlagREC_F_NFTMISSED)
 	s.end(0)
 	j := a.Idle(time.Duration(s.now) + 2*settle)[0]
-	if j.Lost != 1 || a.Stats().Lost != 1 {
-		t.Errorf("%d lost, in all %d: %s", j.Lost, a.Stats().Lost, nftShape(j))
+	if st := a.Stats(); j.Lost != 1 || st.Lost != 1 || st.Skipped != 1 {
+		t.Errorf("%d lost, in all %+v: %s", j.Lost, st, nftShape(j))
 	}
 }

@@ -8,9 +8,11 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -417,5 +419,45 @@ func TestCheckSummary(t *testing.T) {
 	}
 	if err := compareNFT(nil, []byte("{"), ""); err == nil {
 		t.Error("half an object was taken for JSON")
+	}
+}
+
+// A packet waits for an answer of ARP, behind its last hook, where nf_tables has nothing, and it is
+// another CPU that lets it go. What that one has skipped says nothing of the packet.
+func TestNeighbourOnAnotherCPU(t *testing.T) {
+	needNftrace(t)
+	if runtime.NumCPU() == 1 {
+		t.Skip("needs two CPUs")
+	}
+	up(t, "bare")
+	if err := topo.Load(t.Context(), "h", "nft", "table ip t { chain c { type filter hook output priority 0; counter accept; }; }\n"); err != nil {
+		t.Fatal(err)
+	}
+	for _, ns := range []string{"h", "ext"} {
+		sh(t, fmt.Sprintf("ip netns exec %s sh -c 'for q in /sys/class/net/*/queues/rx-0/rps_cpus; do echo 2 >$q; done'", ns))
+	}
+	const n = 13
+	p := attached(t, "h", nil, "--format", "json", "--netns", "h", "udp")
+	sh(t, fmt.Sprintf(`
+for i in $(seq %d); do
+	ip -n h neigh del 10.211.55.1 dev eth0
+	ip netns exec h taskset 1 traffic udp-send -n 1 10.211.55.1:9
+done
+`, n))
+	p.signal(syscall.SIGINT)
+	p.want(0)
+	waited := 0
+	for _, o := range objects(t, p.stdout.String(), false) {
+		if o["lost"] != 0. || o["half_seen"] != "" {
+			t.Errorf("a packet has lost %v, half seen %q", o["lost"], o["half_seen"])
+		}
+		for _, s := range o["steps"].([]any) {
+			if step := s.(map[string]any); step["kind"] == "xmit" && step["cpu"] == 1. {
+				waited++
+			}
+		}
+	}
+	if p.summary() != n || waited == 0 {
+		t.Errorf("%d packets, want %d; %d were let go by the other CPU, want one or more: %s", p.summary(), n, waited, p.stderr.String())
 	}
 }
