@@ -25,6 +25,8 @@ type ebtRuleset struct {
 	texts []string
 	paths map[string]*ebtPath
 	err   error // why table is nil
+
+	looksAtMark bool // a rule does
 }
 
 // ebtPath is what a run did: packets that do the same share it.
@@ -77,7 +79,7 @@ func (r *ebtRulesets) read(ns *symbolize.Namespace, name string) (*ebtRuleset, e
 	if rs := r.generations.get(id); rs != nil && rs.table != nil {
 		return rs, nil
 	}
-	rs := &ebtRuleset{ns: ns, table: table, id: id, paths: map[string]*ebtPath{}}
+	rs := &ebtRuleset{ns: ns, table: table, id: id, paths: map[string]*ebtPath{}, looksAtMark: table.LooksAtMark()}
 	r.generations.keep(id, rs)
 	return rs, nil
 }
@@ -186,11 +188,20 @@ func (r *resolver) ebtPath(rs *ebtRuleset, s *events.Step) (*ebtPath, error) {
 		key = binary.NativeEndian.AppendUint32(key, uint32(h.Index))
 		key = binary.NativeEndian.AppendUint32(key, uint32(h.Packets))
 	}
+	var marks *symbolize.EBTMarks
+	if rs.looksAtMark && t.Before.Data != nil {
+		marks = &symbolize.EBTMarks{Before: t.Before.Mark, Behind: t.Before.Mark}
+		if t.EBT.Behind != nil {
+			marks.Behind = t.EBT.Behind.Mark
+		}
+		key = binary.NativeEndian.AppendUint32(key, marks.Before)
+		key = binary.NativeEndian.AppendUint32(key, marks.Behind)
+	}
 	r.key = key
 	if p := rs.paths[string(key)]; p != nil {
 		return p, nil
 	}
-	visits, err := rs.table.Walk(int(t.EBT.Hook), hits, t.EBT.Verdict)
+	visits, err := rs.table.Walk(int(t.EBT.Hook), hits, t.EBT.Verdict, marks)
 	if err != nil {
 		return nil, err
 	}

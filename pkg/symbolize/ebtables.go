@@ -56,7 +56,9 @@ type EBTRule struct {
 	// Always is set where nothing is asked of the packet.
 	Always bool
 
-	text string
+	conditions ebtConditions
+	set        *ebtSet // of target mark
+	text       string
 }
 
 // Modifies tells whether the target may change the packet.
@@ -223,13 +225,18 @@ func parseEBTRule(b []byte) (r *EBTRule, jump, size int, err error) {
 	}
 	t := &ebtText{}
 	conditions := t.header(b)
-	for _, part := range [][]byte{b[ebtEntrySize:watchers], b[watchers:target]} {
+	r = &EBTRule{}
+	r.conditions.addHeader(b, conditions)
+	for i, part := range [][]byte{b[ebtEntrySize:watchers], b[watchers:target]} {
 		for len(part) > 0 {
 			name, data, n, err := parseEBTExtension(part)
 			if err != nil {
 				return nil, 0, 0, err
 			}
 			t.extension(name, data)
+			if i == 0 {
+				r.conditions.add(name, data)
+			}
 			part = part[n:]
 		}
 	}
@@ -237,7 +244,10 @@ func parseEBTRule(b []byte) (r *EBTRule, jump, size int, err error) {
 	if err != nil {
 		return nil, 0, 0, fmt.Errorf("target: %w", err)
 	}
-	r = &EBTRule{Target: name, Always: !conditions && watchers == ebtEntrySize}
+	r.Target, r.Always = name, !conditions && watchers == ebtEntrySize
+	if name == "mark" && len(data) >= 12 {
+		r.set = &ebtSet{binary.NativeEndian.Uint64(data), binary.NativeEndian.Uint32(data[8:]) & 0xf0}
+	}
 	jump = -1
 	if name == ebtStandard {
 		if len(data) < 4 {

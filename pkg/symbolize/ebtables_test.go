@@ -22,7 +22,9 @@ type ebtRuleDef struct {
 	to      string
 	verdict EBTVerdict
 	always  bool   // but for match
-	match   string // an extension, without data
+	match   string // an extension
+	ask     []byte // its data
+	mac     bool   // asks for an address
 	target  string // an extension, with data
 	data    []byte
 }
@@ -33,7 +35,7 @@ func buildEBT(hooks uint32, defs []ebtChainDef) (ebtInfo, []byte) {
 	size, entries := 0, 0
 	matches := func(r *ebtRuleDef) int {
 		if r.match != "" {
-			return ebtExtHead
+			return ebtExtHead + len(r.ask)
 		}
 		return 0
 	}
@@ -67,8 +69,15 @@ func buildEBT(hooks uint32, defs []ebtChainDef) (ebtInfo, []byte) {
 				flags = ebtFlagEntry
 				binary.BigEndian.PutUint16(blob[off+8:], 0x0800)
 			}
+			if r.mac {
+				flags |= ebtFlagSrc
+			}
 			put(off, flags)
-			copy(blob[off+ebtEntrySize:], r.match)
+			if r.match != "" {
+				copy(blob[off+ebtEntrySize:], r.match)
+				put(off+ebtEntrySize+32, uint32(len(r.ask)))
+				copy(blob[off+ebtEntrySize+ebtExtHead:], r.ask)
+			}
 			t := off + ebtEntrySize + matches(r)
 			put(off+100, uint32(t-off))
 			put(off+104, uint32(t-off))
@@ -103,7 +112,23 @@ func seq(n int) (s []int) {
 
 func verdictRule(v EBTVerdict) ebtRuleDef { return ebtRuleDef{verdict: v} }
 func always(v EBTVerdict) ebtRuleDef      { return ebtRuleDef{verdict: v, always: true} }
+func varies(v EBTVerdict) ebtRuleDef      { return ebtRuleDef{verdict: v, always: true, match: "limit"} }
 func jumpTo(chain string) ebtRuleDef      { return ebtRuleDef{to: chain} }
+
+// marked is a rule with a match mark_m.
+func marked(mark, mask uint64, not, anyBit bool, v EBTVerdict) ebtRuleDef {
+	ask := make([]byte, 24)
+	binary.NativeEndian.PutUint64(ask, mark)
+	binary.NativeEndian.PutUint64(ask[8:], mask)
+	ask[17] = 1
+	if not {
+		ask[16] = 1
+	}
+	if anyBit {
+		ask[17] = 2
+	}
+	return ebtRuleDef{verdict: v, always: true, match: "mark_m", ask: ask}
+}
 
 // filterEBT is a table filter: INPUT, FORWARD, OUTPUT and chains of its own.
 func filterEBT(t testing.TB, forward []ebtRuleDef, user ...ebtChainDef) *EBTTable {
@@ -136,13 +161,15 @@ func ebtLines(visits []EBTVisit) string {
 
 func TestEBTWalk(t *testing.T) {
 	// What a rule says beside the verdict: how it sets the mark, whether snat rewrites ARP.
-	const markOr, snatARP = 0x10, 0x10
+	const markOr, markAnd, markXor, snatARP = 0x10, 0x20, 0x30, 0x10
 	other := func(target string, v EBTVerdict, without uint32) ebtRuleDef {
 		data := make([]byte, 16)
 		binary.NativeEndian.PutUint64(data, 7)
 		binary.NativeEndian.PutUint32(data[8:], uint32(v)&^without)
 		return ebtRuleDef{target: target, data: data}
 	}
+	twice := []ebtRuleDef{jumpTo("U"), jumpTo("U")}
+	userChain := func(rules ...ebtRuleDef) []ebtChainDef { return []ebtChainDef{{"U", EBTReturn, rules}} }
 	dnat := other("dnat", EBTAccept, 0)
 	reply := ebtRuleDef{target: "arpreply", data: append(make([]byte, 8), 0xfe, 0xff, 0xff, 0xff, 0, 0, 0, 0)}
 	for _, tt := range []struct {
@@ -151,6 +178,7 @@ func TestEBTWalk(t *testing.T) {
 		user    []ebtChainDef
 		hits    []Hit
 		verdict int
+		marks   *EBTMarks
 		want    string
 		err     error
 	}{
@@ -183,17 +211,45 @@ func TestEBTWalk(t *testing.T) {
 			hits: []Hit{{Index: 0, Packets: 1}, {Index: 1, Packets: 1}, {Index: 2, Packets: 2}}, verdict: nfDrop,
 			want: "0:FORWARD:1:jump U 1:U:1:CONTINUE 1:U:end:RETURN 0:FORWARD:2:jump U 1:U:1:CONTINUE 1:U:end:RETURN 0:FORWARD:end:DROP"},
 		{name: "once of twice", forward: []ebtRuleDef{jumpTo("U"), jumpTo("U")}, user: []ebtChainDef{{"U", EBTReturn, []ebtRuleDef{verdictRule(EBTContinue)}}},
+			hits: once(0, 1, 2), verdict: nfDrop, err: ErrNoWalk},
+		{name: "once of twice, a match that varies", forward: twice, user: userChain(varies(EBTContinue)), hits: once(0, 1, 2), verdict: nfDrop, err: ErrAmbiguous},
+		{name: "once of twice, an unknown match", forward: twice, user: userChain(ebtRuleDef{verdict: EBTContinue, match: "new"}),
 			hits: once(0, 1, 2), verdict: nfDrop, err: ErrAmbiguous},
+		{name: "once of twice, an address", forward: twice, user: userChain(ebtRuleDef{verdict: EBTContinue, mac: true}), hits: once(0, 1, 2), verdict: nfDrop, err: ErrNoWalk},
+		{name: "once of twice, an address that is rewritten", forward: []ebtRuleDef{jumpTo("U"), other("snat", EBTContinue, snatARP), jumpTo("U")},
+			user: userChain(ebtRuleDef{verdict: EBTContinue, mac: true}), hits: once(0, 1, 2, 3), verdict: nfDrop, err: ErrAmbiguous},
+		{name: "once of twice, an unknown target between", forward: []ebtRuleDef{jumpTo("U"), {target: "new", data: make([]byte, 8)}, jumpTo("U")},
+			user: userChain(ebtRuleDef{verdict: EBTContinue, mac: true}), hits: once(0, 1, 2, 3), verdict: nfDrop, err: ErrAmbiguous},
+		// U: with mark 7 it returns, without it gets it.
+		{name: "a mark decides", forward: twice, user: userChain(marked(7, 7, false, false, EBTReturn), other("mark", EBTReturn, 0)), marks: &EBTMarks{0, 7},
+			hits: once(0, 1, 2, 3), verdict: nfDrop,
+			want: "0:FORWARD:1:jump U 1:U:2:RETURN 0:FORWARD:2:jump U 1:U:1:RETURN 0:FORWARD:end:DROP"},
+		{name: "a mark that is not known", forward: twice, user: userChain(marked(7, 7, false, false, EBTReturn), other("mark", EBTReturn, 0)),
+			hits: once(0, 1, 2, 3), verdict: nfDrop, err: ErrAmbiguous},
+		{name: "a mark that nobody changes", forward: twice, user: userChain(marked(7, 7, false, false, EBTContinue)),
+			hits: once(0, 1, 2), verdict: nfDrop, err: ErrNoWalk},
+		{name: "a mark is or'ed", forward: []ebtRuleDef{other("mark", EBTContinue, markOr), marked(15, 255, false, false, EBTAccept)}, marks: &EBTMarks{8, 15},
+			hits: once(0, 1), verdict: nfAccept, want: "0:FORWARD:1:CONTINUE 0:FORWARD:2:ACCEPT"},
+		{name: "a mark is and'ed", forward: []ebtRuleDef{other("mark", EBTContinue, markAnd), marked(5, 255, false, false, EBTAccept)}, marks: &EBTMarks{13, 5},
+			hits: once(0, 1), verdict: nfAccept, want: "0:FORWARD:1:CONTINUE 0:FORWARD:2:ACCEPT"},
+		{name: "a mark is xor'ed", forward: []ebtRuleDef{other("mark", EBTContinue, markXor), marked(10, 255, false, false, EBTAccept)}, marks: &EBTMarks{13, 10},
+			hits: once(0, 1), verdict: nfAccept, want: "0:FORWARD:1:CONTINUE 0:FORWARD:2:ACCEPT"},
+		{name: "another mark than the packet has", forward: []ebtRuleDef{marked(7, 7, false, false, EBTAccept)}, marks: &EBTMarks{3, 3}, hits: once(0), verdict: nfAccept, err: ErrNoWalk},
+		{name: "not that mark", forward: []ebtRuleDef{marked(7, 7, true, false, EBTAccept)}, marks: &EBTMarks{3, 3}, hits: once(0), verdict: nfAccept, want: "0:FORWARD:1:ACCEPT"},
+		{name: "a bit of a mark", forward: []ebtRuleDef{marked(0, 6, false, true, EBTAccept)}, marks: &EBTMarks{2, 2}, hits: once(0), verdict: nfAccept, want: "0:FORWARD:1:ACCEPT"},
+		{name: "no bit of a mark", forward: []ebtRuleDef{marked(0, 6, false, true, EBTAccept)}, marks: &EBTMarks{9, 9}, hits: once(0), verdict: nfAccept, err: ErrNoWalk},
+		{name: "a mark must match", forward: []ebtRuleDef{marked(7, 7, false, false, EBTContinue)}, marks: &EBTMarks{7, 7}, verdict: nfDrop, err: ErrNoWalk},
+		{name: "another mark was left", forward: []ebtRuleDef{other("mark", EBTAccept, 0)}, marks: &EBTMarks{0, 8}, hits: once(0), verdict: nfAccept, err: ErrNoWalk},
 		{name: "more than there are", hits: once(5), verdict: nfDrop, err: ErrNoWalk},
 		{name: "unknown target", forward: []ebtRuleDef{{target: "new", data: make([]byte, 8)}}, hits: once(0), verdict: nfAccept, want: "0:FORWARD:1:ACCEPT"},
 		{name: "unknown target, either", forward: []ebtRuleDef{{target: "new", data: make([]byte, 8)}}, hits: once(0), verdict: nfDrop, err: ErrAmbiguous},
 		// Half of 24 calls of a chain matched its rule, and no choice of them leads to what the table returned.
-		{name: "given up", forward: slices.Repeat([]ebtRuleDef{jumpTo("U")}, 24), user: []ebtChainDef{{"U", EBTReturn, []ebtRuleDef{verdictRule(EBTContinue)}}},
+		{name: "given up", forward: slices.Repeat([]ebtRuleDef{jumpTo("U")}, 24), user: userChain(varies(EBTContinue)),
 			hits: append(once(seq(24)...), Hit{Index: 24, Packets: 12}), verdict: nfAccept, err: ErrAmbiguous},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			table := filterEBT(t, tt.forward, tt.user...)
-			visits, err := table.Walk(2, tt.hits, tt.verdict)
+			visits, err := table.Walk(2, tt.hits, tt.verdict, tt.marks)
 			if !errors.Is(err, tt.err) {
 				t.Fatalf("%v, want %v", err, tt.err)
 			}
@@ -202,13 +258,14 @@ func TestEBTWalk(t *testing.T) {
 			}
 		})
 	}
-	if _, err := filterEBT(t, nil).Walk(EBTBrouting, nil, nfAccept); !errors.Is(err, ErrNoWalk) {
+	if _, err := filterEBT(t, nil).Walk(EBTBrouting, nil, nfAccept, nil); !errors.Is(err, ErrNoWalk) {
 		t.Errorf("table filter at BROUTING: %v", err)
 	}
 }
 
-// ebtRun runs through a table as ebt_do_table does; match says which rules match.
-func ebtRun(table *EBTTable, chain *EBTChain, match func(*EBTRule) bool) (visits []EBTVisit, verdict int) {
+// ebtRun runs through a table as ebt_do_table does; match says which rules match a packet of a
+// mark. It returns what the mark is then.
+func ebtRun(table *EBTTable, chain *EBTChain, mark uint64, match func(r *EBTRule, mark uint64) bool) (visits []EBTVisit, verdict int, left uint64) {
 	type back struct {
 		chain *EBTChain
 		next  int
@@ -220,7 +277,7 @@ func ebtRun(table *EBTTable, chain *EBTChain, match func(*EBTRule) bool) (visits
 		if i < len(chain.Rules) {
 			r := chain.Rules[i]
 			i++
-			if !r.Always && !match(r) {
+			if !r.Always && !match(r, mark) {
 				continue
 			}
 			v.Rule, v.Verdict = r, 0
@@ -231,13 +288,16 @@ func ebtRun(table *EBTTable, chain *EBTChain, match func(*EBTRule) bool) (visits
 				continue
 			}
 			v.Verdict = r.Verdicts[0]
+			if r.set != nil {
+				mark = r.set.apply(mark)
+			}
 		}
 		visits = append(visits, v)
 		switch v.Verdict {
 		case EBTAccept:
-			return visits, nfAccept
+			return visits, nfAccept, mark
 		case EBTDrop:
-			return visits, nfDrop
+			return visits, nfDrop, mark
 		case EBTReturn:
 			if n := len(stack); n > 0 {
 				chain, i = stack[n-1].chain, stack[n-1].next
@@ -260,12 +320,33 @@ func FuzzEBTWalk(f *testing.F) {
 		}
 		for i := range chains {
 			for range r.Intn(7) {
-				rule := ebtRuleDef{verdict: []EBTVerdict{EBTContinue, EBTContinue, EBTContinue, EBTAccept, EBTDrop, EBTReturn}[r.Intn(6)], always: r.Intn(4) == 0}
-				if i == 0 && rule.verdict == EBTReturn {
-					rule.verdict = EBTContinue
+				v := []EBTVerdict{EBTContinue, EBTContinue, EBTContinue, EBTAccept, EBTDrop, EBTReturn}[r.Intn(6)]
+				if i == 0 && v == EBTReturn {
+					v = EBTContinue
 				}
-				if i+1 < len(chains) && r.Intn(2) == 0 {
+				var rule ebtRuleDef
+				switch r.Intn(5) {
+				case 0:
+					rule = always(v)
+				case 1:
+					rule = varies(v)
+				case 2:
+					rule = marked(uint64(r.Intn(4)), uint64(r.Intn(4)), r.Intn(2) == 0, r.Intn(2) == 0, v)
+					rule.always = r.Intn(2) == 0
+				default:
+					rule = verdictRule(v)
+					rule.mac = r.Intn(2) == 0
+				}
+				switch {
+				case i+1 < len(chains) && r.Intn(2) == 0:
 					rule.to = chains[i+1+r.Intn(len(chains)-i-1)].name
+				case r.Intn(4) == 0:
+					rule.target, rule.data = "mark", make([]byte, 16)
+					binary.NativeEndian.PutUint64(rule.data, uint64(r.Intn(4)))
+					binary.NativeEndian.PutUint32(rule.data[8:], uint32(v)&^(uint32(r.Intn(4))<<4))
+				case r.Intn(8) == 0:
+					rule.target, rule.data = "snat", make([]byte, 16)
+					binary.NativeEndian.PutUint32(rule.data[8:], uint32(v))
 				}
 				chains[i].rules = append(chains[i].rules, rule)
 			}
@@ -275,7 +356,29 @@ func FuzzEBTWalk(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		want, verdict := ebtRun(table, table.Chains[0], func(*EBTRule) bool { return r.Intn(2) == 0 })
+		// What a rule asks of the packet, its mark aside, has one answer until its addresses change.
+		fits := map[*EBTRule]bool{}
+		for _, rule := range table.Rules {
+			fits[rule] = r.Intn(3) > 0
+		}
+		rewritten := false
+		marks := &EBTMarks{Before: uint32(r.Intn(4))}
+		want, verdict, left := ebtRun(table, table.Chains[0], uint64(marks.Before), func(rule *EBTRule, mark uint64) bool {
+			for _, m := range rule.conditions.marks {
+				if !m.holds(mark) {
+					return false
+				}
+			}
+			if c := &rule.conditions; c.varies || c.link && rewritten {
+				return r.Intn(2) == 0
+			}
+			ok := fits[rule] || rule.conditions.onlyMarks
+			rewritten = rewritten || ok && rule.Target == "snat"
+			return ok
+		})
+		if marks.Behind = uint32(left); r.Intn(3) == 0 {
+			marks = nil
+		}
 		counts := map[int]uint64{}
 		for _, v := range want {
 			if v.Rule != nil {
@@ -286,7 +389,7 @@ func FuzzEBTWalk(f *testing.F) {
 		for i, n := range counts {
 			hits = append(hits, Hit{Index: i, Packets: n})
 		}
-		got, err := table.Walk(2, hits, verdict)
+		got, err := table.Walk(2, hits, verdict, marks)
 		switch {
 		case errors.Is(err, ErrAmbiguous):
 		case err != nil:
@@ -385,7 +488,7 @@ func FuzzParseEBT(f *testing.F) {
 		if n != int(entries) {
 			t.Fatalf("%d rules of %d", n, entries)
 		}
-		table.Walk(2, once(0), nfAccept)
+		table.Walk(2, once(0), nfAccept, &EBTMarks{})
 		table.mapTexts(blob)
 	})
 }

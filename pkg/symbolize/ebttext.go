@@ -126,7 +126,7 @@ func (t *ebtText) target(name string, data []byte) {
 	case name == "redirect" && verdict != "":
 		t.add("-j redirect --redirect-target " + verdict)
 	case name == "mark" && verdict != "":
-		how := map[uint32]string{0xf0: "set", 0xe0: "or", 0xd0: "and", 0xc0: "xor"}[binary.NativeEndian.Uint32(data[8:])&0xf0]
+		how := map[uint32]string{ebtMarkSet: "set", ebtMarkOr: "or", ebtMarkAnd: "and", ebtMarkXor: "xor"}[binary.NativeEndian.Uint32(data[8:])&0xf0]
 		if how == "" {
 			how = "set"
 		}

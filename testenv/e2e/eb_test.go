@@ -160,6 +160,30 @@ var ebTruths = []ebTruth{
 -A FAR -p IPv4 --ip-proto udp -j CONTINUE
 -A FAR -j RETURN
 `, traffic: "- c2 udp-send -n 3 172.17.0.2:12255\n- c2 udp-send -n 2 172.17.0.2:12256\n- c2 udp-send -n 2 172.17.0.2:12257\n", hits: "filter:FORWARD:rule:255 filter:FORWARD:rule:256 filter:FORWARD:rule:257 filter:FORWARD:rule:301 filter:FAR:rule:258 filter:FAR:rule:259"},
+	{name: "twice", rules: `*filter
+:FORWARD ACCEPT
+:U RETURN
+:V RETURN
+-A FORWARD -j U
+-A FORWARD -p IPv4 -j V
+-A FORWARD -j U
+-A FORWARD -j V
+-A U --mark 0x7/0xf -j RETURN
+-A U -p IPv4 --ip-proto udp -j mark --mark-or 0x7 --mark-target RETURN
+-A U --mark ! 0x7 -j mark --mark-set 0x8 --mark-target CONTINUE
+-A U -p IPv4 --ip-proto icmp -j mark --mark-xor 0x3 --mark-target CONTINUE
+-A V --mark 0x8 -j CONTINUE
+-A V --mark ! 0x7 -j mark --mark-and 0xb --mark-target CONTINUE
+`, traffic: "- c2 udp-send -n 7 172.17.0.2:8\n",
+		hits: "filter:U:rule:1 filter:U:rule:2 filter:U:rule:3 filter:U:rule:4 filter:V:rule:1 filter:V:rule:2"},
+	{name: "limit-twice", rules: `*filter
+:FORWARD ACCEPT
+:U RETURN
+-A FORWARD -j U
+-A FORWARD -j U
+-A U --limit 1/hour --limit-burst 3 -j CONTINUE
+`, traffic: "- c2 udp-send -n 7 172.17.0.2:8\n",
+		hits: "filter:FORWARD:rule:1 filter:FORWARD:rule:2 filter:U:rule:1", unresolved: "more than one path"},
 	{name: "replaced", rules: `*filter
 :FORWARD ACCEPT
 -A FORWARD -p ARP -j CONTINUE
@@ -187,7 +211,8 @@ wait
 `, hits: "filter:FORWARD:rule:2 filter:FORWARD:rule:3 filter:N:rule:1", unresolved: "replaced|at once|counters were being"},
 }
 
-// randomEB makes a ruleset of a seed: jumps lead to chains further down only.
+// randomEB makes a ruleset of a seed: jumps lead to chains further down only. A limit, which may be
+// met once and not the other time, is in no chain that a packet can enter twice: see limit-twice.
 func randomEB(seed uint64) *ebTruth {
 	r := rand.New(rand.NewPCG(seed, 7))
 	pick := func(s ...string) string { return s[r.IntN(len(s))] }
@@ -198,6 +223,13 @@ func randomEB(seed uint64) *ebTruth {
 		base := len(chains)
 		for range 4 {
 			chains = append(chains, fmt.Sprintf("U%d", len(chains)-base))
+		}
+		entered := make([][]int, len(chains)) // how often each can be, from each built-in chain
+		for i := range entered {
+			entered[i] = make([]int, base)
+			if i < base {
+				entered[i][i] = 1
+			}
 		}
 		for i, c := range chains {
 			policy := "ACCEPT"
@@ -213,6 +245,9 @@ func randomEB(seed uint64) *ebTruth {
 				match := pick("", "-p IPv4", "-p IPv6", "-p IPv4 --ip-proto udp", "-p IPv4 --ip-proto icmp", "-p IPv4 --ip-proto tcp",
 					"-p IPv4 --ip-proto udp --ip-dport 7", "-p IPv4 --ip-src 172.17.0.3", "-p IPv4 --ip-dst ! 172.17.0.2",
 					"-s 02:00:ac:11:00:03", "-d ! 02:00:ac:11:00:02", "--mark 0x1", "--mark ! 0x1", "--limit 1/hour --limit-burst 3")
+				if strings.Contains(match, "limit") && slices.Max(entered[i]) > 1 {
+					match = ""
+				}
 				target := pick("CONTINUE", "CONTINUE", "CONTINUE", "ACCEPT", "jump", "jump", "jump", "mark --mark-set 0x1 --mark-target CONTINUE",
 					"mark --mark-and 0x0 --mark-target CONTINUE", "mark --mark-set 0x1 --mark-target RETURN", "RETURN", "DROP")
 				if target == "DROP" && r.IntN(3) > 0 {
@@ -220,7 +255,11 @@ func randomEB(seed uint64) *ebTruth {
 				}
 				switch to := max(base, i+1); {
 				case target == "jump" && to < len(chains):
-					target = chains[to+r.IntN(len(chains)-to)]
+					to += r.IntN(len(chains) - to)
+					for at, n := range entered[i] {
+						entered[to][at] += n
+					}
+					target = chains[to]
 				case target == "jump", i < base && strings.HasSuffix(target, "RETURN"):
 					target = "CONTINUE"
 				}
