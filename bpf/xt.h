@@ -899,9 +899,9 @@ static __noinline int frame_stop(struct where *w)
 
 /* ---- frames open and end ---- */
 
-/* Sends what became known of a frame; skb, if not NULL, is still its packet. */
-static __noinline int frame_send(struct where *w, struct frame *f,
-				 struct journey *j, struct sk_buff *skb)
+/* Sends at the time now what became known of a frame; skb, if not NULL, is still its packet. */
+static __always_inline int send_frame(u64 now, u32 on, struct frame *f,
+				      struct journey *j, struct sk_buff *skb)
 {
 	struct rec_hook *rec = &f->rec;
 	u32 flags = rec->hdr.flags, netns = rec->hdr.netns;
@@ -913,7 +913,8 @@ static __noinline int frame_send(struct where *w, struct frame *f,
 		f->morphed = 0;
 		skb = NULL;
 	}
-	rec_begin(&rec->hdr, REC_HOOK, j, NULL, w->now, w->cpu);
+	rec_begin(&rec->hdr, REC_HOOK, j, NULL, now,
+		  bpf_get_smp_processor_id());
 	rec->hdr.flags |= flags;
 	if (!skb)
 		rec->hdr.flags |= REC_F_UNSEEN;
@@ -948,7 +949,7 @@ static __noinline int frame_send(struct where *w, struct frame *f,
 	}
 	if (!skb || f->split || (!n && !f->nft))
 		return 0;
-	s = bpf_map_lookup_elem(&scratches, &w->on);
+	s = bpf_map_lookup_elem(&scratches, &on);
 	if (!s)
 		return 0;
 	after = &s->after;
@@ -957,11 +958,43 @@ static __noinline int frame_send(struct where *w, struct frame *f,
 	if (same_data(&after->pkt, f->nft_changed ? &f->nft_pkt : &rec->before,
 		      get(skb, _nfct)))
 		return 0;
-	rec_begin(&after->hdr, REC_AFTER, j, NULL, w->now, w->cpu);
+	rec_begin(&after->hdr, REC_AFTER, j, NULL, now,
+		  bpf_get_smp_processor_id());
 	after->hdr.netns = netns;
 	read_pkt(&after->pkt, skb, (void *)f->net);
 	rec_send(after, sizeof(*after));
 	return 0;
+}
+
+/* The same of packets that are numbers to the verifier, which looks at it but once. */
+__verified_once_mem int frame_send_at(u64 now, u32 on, u32 n, struct journey *j,
+				      u64 skb)
+{
+	struct frame *f = frame_at(n);
+
+	if (f && j && has_rdonly_cast)
+		send_frame(now, on, f, j, skb ? untrusted((void *)skb) : NULL);
+	return 0;
+}
+
+static __noinline int frame_send_of(struct where *w, struct frame *f,
+				    struct journey *j, struct sk_buff *skb)
+{
+	return send_frame(w->now, w->on, f, j, skb);
+}
+
+static __always_inline void frame_send(struct where *w, u32 n,
+				       struct journey *j, struct sk_buff *skb)
+{
+	struct frame *f;
+
+	if (has_rdonly_cast) {
+		frame_send_at(w->now, w->on, n, j, number(skb));
+		return;
+	}
+	f = frame_at(n);
+	if (f)
+		frame_send_of(w, f, j, skb);
 }
 
 /*
@@ -995,7 +1028,7 @@ static __noinline int frame_end(struct where *w, u32 n, struct sk_buff *skb,
 		j = bpf_map_lookup_elem(&journeys, &key);
 	if (j && j->id == f->jid) {
 		j->frame = 0;
-		frame_send(w, f, j, skb);
+		frame_send(w, n, j, skb);
 	}
 	if (f->task)
 		__sync_fetch_and_add(&open_task_frames, -1);
@@ -1441,7 +1474,7 @@ static __always_inline bool frame_split(struct where *w, struct sk_buff *skb,
 	if (!f || !where_am_i(w, on))
 		return false;
 	frame_stop(w);
-	frame_send(w, f, j, skb);
+	frame_send(w, n, j, skb);
 	f->split++;
 	f->first = 0;
 	f->rec.hdr.flags &= REC_F_NOTABLE;
