@@ -46,7 +46,7 @@ type Stats struct {
 	Packets uint64 // journeys handed out
 	Records uint64
 	Lost    uint64 // records that are missing in journeys
-	Skipped uint64 // hooks at which nf_tables may have been skipped: of Lost, and of no loss of the kernel's
+	Skipped uint64 // of Lost: hooks at which the kernel may have skipped all calls of nf_tables' probe
 	Bad     uint64 // records that could not be read
 }
 

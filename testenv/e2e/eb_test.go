@@ -176,6 +176,18 @@ var ebTruths = []ebTruth{
 -A V --mark ! 0x7 -j mark --mark-and 0xb --mark-target CONTINUE
 `, traffic: "- c2 udp-send -n 7 172.17.0.2:8\n",
 		hits: "filter:U:rule:1 filter:U:rule:2 filter:U:rule:3 filter:U:rule:4 filter:V:rule:1 filter:V:rule:2"},
+	// The same rules, as often, in another order.
+	{name: "marks", rules: `*nat
+:PREROUTING ACCEPT
+-A PREROUTING -p IPv4 --ip-proto icmp -j mark --mark-set 0x1 --mark-target ACCEPT
+*filter
+:FORWARD ACCEPT
+:U RETURN
+-A FORWARD -p IPv4 -j U
+-A FORWARD -p IPv4 -j U
+-A U --mark 0x1 -j mark --mark-xor 0x1 --mark-target RETURN
+-A U -j mark --mark-xor 0x1 --mark-target RETURN
+`, hits: "nat:PREROUTING:rule:1 filter:FORWARD:rule:1 filter:FORWARD:rule:2 filter:U:rule:1 filter:U:rule:2"},
 	{name: "limit-twice", rules: `*filter
 :FORWARD ACCEPT
 :U RETURN
