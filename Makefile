@@ -86,11 +86,12 @@ vm-%: build/vm $$(call bin,$$*)vm
 #: make test                unit tests, then scenarios and some of the rulesets in a VM with each kernel
 test: test-unit test-quick
 
-# What no kernel runs here, and what only the first does.
+# What no kernel runs here, and what each leaves to the other.
 QUICK_SKIP = ^TestTruth$$$$/^fresh$$$$|^TestTruthARP$$$$
-QUICK_SKIP.6.1 = $(QUICK_SKIP)|^TestCases$$$$/^s[4-6]|^(TestTruthEB|TestOracle.*)$$$$
+QUICK_SKIP.6.12 = $(QUICK_SKIP)|^TestTruth$$$$/^shared$$$$/^rules-matching$$$$
+QUICK_SKIP.6.1 = $(QUICK_SKIP)|^TestCases$$$$/(^s[4-6]|-tree-container$$$$)|^TestTruthEB$$$$
 test-quick:
-	$(MAKE) test-e2e RUN='^(TestCases|TestBadInput|TestOracle.*|TestTruth.*)$$$$' SKIP='$(QUICK_SKIP)' SKIP.6.1='$(QUICK_SKIP.6.1)' \
+	$(MAKE) test-e2e RUN='^(TestCases|TestBadInput|TestTruth.*)$$$$' SKIP='$(QUICK_SKIP)' SKIP.6.12='$(QUICK_SKIP.6.12)' SKIP.6.1='$(QUICK_SKIP.6.1)' \
 		VMFLAGS='$(VMFLAGS) -env NFTRACE_TRUTH=1/7 -env NFTRACE_NFT=1/17 -env NFTRACE_EB=1/4'
 
 #: make test-all            unit tests, then all end-to-end tests (CI)
