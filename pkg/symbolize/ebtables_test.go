@@ -224,6 +224,14 @@ func TestEBTWalk(t *testing.T) {
 		{name: "a mark decides", forward: twice, user: userChain(marked(7, 7, false, false, EBTReturn), other("mark", EBTReturn, 0)), marks: &EBTMarks{0, 7},
 			hits: once(0, 1, 2, 3), verdict: nfDrop,
 			want: "0:FORWARD:1:jump U 1:U:2:RETURN 0:FORWARD:2:jump U 1:U:1:RETURN 0:FORWARD:end:DROP"},
+		// Tried in the first visit it leads nowhere, and the mark is as it was.
+		{name: "a mark is set in the second visit", forward: []ebtRuleDef{jumpTo("U"), marked(0, 255, false, false, EBTContinue), jumpTo("U")},
+			user:  userChain(ebtRuleDef{always: true, match: "limit", target: "mark", data: other("mark", EBTContinue, 0).data}),
+			marks: &EBTMarks{0, 7}, hits: once(0, 1, 2, 3), verdict: nfDrop,
+			want: "0:FORWARD:1:jump U 1:U:end:RETURN 0:FORWARD:2:CONTINUE 0:FORWARD:3:jump U 1:U:1:CONTINUE 1:U:end:RETURN 0:FORWARD:end:DROP"},
+		// It may have set the mark, and have returned or gone on.
+		{name: "an unknown target before a mark", forward: []ebtRuleDef{{target: "new", data: make([]byte, 8)}, marked(7, 7, false, false, EBTAccept)},
+			marks: &EBTMarks{0, 7}, hits: once(0, 1), verdict: nfAccept, err: ErrAmbiguous},
 		{name: "a mark that is not known", forward: twice, user: userChain(marked(7, 7, false, false, EBTReturn), other("mark", EBTReturn, 0)),
 			hits: once(0, 1, 2, 3), verdict: nfDrop, err: ErrAmbiguous},
 		{name: "a mark that nobody changes", forward: twice, user: userChain(marked(7, 7, false, false, EBTContinue)),
