@@ -2,6 +2,7 @@ package oracle
 
 import (
 	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 )
@@ -186,7 +187,9 @@ func SameOwners(kernel, tool []string) ([]string, int) {
 	return same, len(packets)
 }
 
-// withoutReceiver cuts the owner off a line of a received packet.
+var owner = regexp.MustCompile(` UID=\d+ GID=\d+`)
+
+// withoutReceiver cuts the owner out of a line of a received packet; a mark may follow it.
 func withoutReceiver(s string) (text string, ok bool) {
 	l, err := ParseLine(s)
 	if err != nil {
@@ -195,8 +198,7 @@ func withoutReceiver(s string) (text string, ok bool) {
 	fields := strings.SplitN(l.Rule, ":", 3)
 	received := len(fields) == 3 && !strings.Contains(l.Text, " IN= ") &&
 		(fields[1] == "PREROUTING" || fields[1] == "INPUT" || strings.Contains(l.Text, " OUT= "))
-	text, _, _ = strings.Cut(l.Text, " UID=")
-	return text, received
+	return owner.ReplaceAllString(l.Text, ""), received
 }
 
 func parseAll(who string, lines []string) ([]Line, error) {

@@ -178,6 +178,9 @@ func TestSameOwners(t *testing.T) {
 	}{
 		{"accepted meanwhile", []string{in + owner}, []string{in}, []string{in + owner}, 1},
 		{"closed meanwhile", []string{in}, []string{in + owner}, []string{in}, 1},
+		{"with a mark", []string{in + owner + " MARK=0x3"}, []string{in + " MARK=0x3"}, []string{in + owner + " MARK=0x3"}, 1},
+		{"with another mark", []string{in + owner + " MARK=0x3"}, []string{in + " MARK=0x4"}, []string{in + " MARK=0x4"}, 0},
+		{"another owner with another mark", []string{in + owner + " MARK=0x3"}, []string{in + " UID=1 GID=1 MARK=0x4"}, []string{in + " UID=1 GID=1 MARK=0x4"}, 0},
 		{"two lines of one packet", []string{rule + owner, in + owner}, []string{rule, in}, []string{rule + owner, in + owner}, 1},
 		{"two packets", []string{next + owner, in + owner}, []string{next, in}, []string{next + owner, in + owner}, 2},
 		{"the same", []string{in, in + owner}, []string{in + owner, in}, []string{in + owner, in}, 0},
