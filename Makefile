@@ -133,7 +133,11 @@ test-churn:
 	$(MAKE) test-e2e-6.12 RUN='^TestChurn$$$$' VMFLAGS='-icount -env NFTRACE_CHURN=$(CHURN)'
 
 #: make test-interleave     rules of packets that meet in one table, with full preemption, on one CPU and on two
-test-interleave: test-interleave-1 test-interleave-2
+test-interleave: test-interleave-1 test-interleave-2 test-interleave-7.x
+
+# Tasks preempt each other there by default, and programs have a stack for each CPU.
+test-interleave-7.x:
+	$(MAKE) test-e2e-7.x RUN='^TestInterleaved$$$$' VMFLAGS='-smp 2 -env NFTRACE_INTERLEAVE=1'
 
 test-interleave-%:
 	$(MAKE) test-e2e-6.12 RUN='^TestInterleaved$$$$' VMFLAGS='-smp $* -append preempt=full -env NFTRACE_INTERLEAVE=1'

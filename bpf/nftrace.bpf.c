@@ -141,6 +141,30 @@ static __always_inline void hook(u64 sp, struct sk_buff *skb,
 			   !at_bridge);
 }
 
+#ifndef NFTRACE_KPROBE
+/* hook_enter, where it is not attached itself. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PROG_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, u32);
+	__type(value, u32);
+} hook_program SEC(".maps");
+#endif
+
+/*
+ * From "bpf, x86: Support private stack in jit" (6.13) on, the kernel gives a program one stack
+ * for each CPU, for it skips what would use it twice. But what is jumped to is not skipped: a
+ * softirq would overwrite the variables of the task that it interrupts, and the kernel falls. A
+ * program with a tail call in it, even if it is never reached, gets no such stack.
+ */
+static __always_inline void without_private_stack(void *ctx)
+{
+#ifndef NFTRACE_KPROBE
+	if (!nr_cpus)
+		bpf_tail_call(ctx, &hook_program, 0);
+#endif
+}
+
 /*
  * net/netfilter/core.c:nf_hook_slow: every packet at every hook passes here.
  *
@@ -153,6 +177,7 @@ static __always_inline void hook(u64 sp, struct sk_buff *skb,
 SEC(ENTRY "nf_hook_slow")
 int BPF_ENTRY(hook_enter, struct sk_buff *skb, struct nf_hook_state *state)
 {
+	without_private_stack(ctx);
 	if (!use_task_probe && !live && passes(skb, state))
 		return 0;
 	if (tasks_preempt && has_preempt_disable)
@@ -164,14 +189,6 @@ int BPF_ENTRY(hook_enter, struct sk_buff *skb, struct nf_hook_state *state)
 }
 
 #ifndef NFTRACE_KPROBE
-/* hook_enter, where it is not attached itself. */
-struct {
-	__uint(type, BPF_MAP_TYPE_PROG_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, u32);
-	__type(value, u32);
-} hook_program SEC(".maps");
-
 SEC(ENTRY "nf_hook_slow")
 int BPF_ENTRY(hook_enter_task, struct sk_buff *skb, struct nf_hook_state *state)
 {

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/btf"
 
 	"github.com/nftrace/nftrace/bpf"
@@ -200,6 +201,19 @@ func TestMakeStatic(t *testing.T) {
 	}
 	if after := global(bpf.NftraceProgHookEnterTask); !slices.Equal(after, before) {
 		t.Errorf("global functions of %s were %q, are %q", bpf.NftraceProgHookEnterTask, before, after)
+	}
+}
+
+// A program that others jump to must share no stack with itself: see without_private_stack.
+func TestNoPrivateStack(t *testing.T) {
+	spec, err := bpf.LoadNftrace()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !slices.ContainsFunc(spec.Programs[bpf.NftraceProgHookEnter].Instructions, func(ins asm.Instruction) bool {
+		return ins.IsBuiltinCall() && asm.BuiltinFunc(ins.Constant) == asm.FnTailCall
+	}) {
+		t.Errorf("%s has no tail call", bpf.NftraceProgHookEnter)
 	}
 }
 
