@@ -283,6 +283,7 @@ struct passed {
 	u64 net; /* struct net * */
 	u8 hook; /* PREROUTING or OUTPUT */
 	u8 pf;
+	u64 call; /* see seen_call() */
 } __attribute__((aligned(64)));
 
 struct passed passed[PASSED_CPUS] = {};
@@ -374,6 +375,24 @@ static __always_inline bool passes(struct sk_buff *skb,
 	    has_passed(&passed[cpu], skb, state))
 		return true;
 	return flow_passes(skb, state, get(state, hook));
+}
+
+/*
+ * Copies of the probe of nf_hook_slow, for which see hook_enter: the nth one of a call asks
+ * whether the one before it has seen to the call, which sp names. If that was skipped, or
+ * anybody else came to this CPU in between, the answer is false, and the work is done or found
+ * done already. The last copy leaves nothing that could be taken for another call.
+ */
+static __always_inline bool seen_call(u64 sp, const u32 nth)
+{
+	u32 cpu = bpf_get_smp_processor_id();
+	struct passed *p = &passed[bounded(cpu, PASSED_CPUS - 1)];
+	u64 had = p->call;
+
+	if (cpu >= PASSED_CPUS)
+		return false;
+	p->call = nth == hook_copies ? 0 : sp + nth;
+	return nth > 1 && had == sp + nth - 1;
 }
 
 enum match {

@@ -110,8 +110,8 @@ const volatile bool use_mac =
 	false; /* filter_expr() looks at Ethernet addresses */
 /* The records' bytes at which the reader is woken. */
 const volatile u64 wake_bytes = 2 << 20;
-/* Tasks and softirqs have a probe of nf_hook_slow each: see hook_enter. */
-const volatile bool use_task_probe = false;
+/* How many copies of the probe of nf_hook_slow are attached, if it is not itself: see hook_enter. */
+const volatile u32 hook_copies = 1;
 /* Whether tasks preempt each other: hook_enter and nft_trace turn it off then. */
 const volatile bool tasks_preempt = true;
 /*

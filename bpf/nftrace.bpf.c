@@ -60,7 +60,7 @@ static __always_inline bool where_at_hook(struct where *w, const bool at_bridge)
 {
 	if (!where_am_i(w, at_bridge ? ON_HOOK_BRIDGE : ON_HOOK))
 		return false;
-	if (!at_bridge && use_task_probe && w->task)
+	if (!at_bridge && hook_copies > 1 && w->task)
 		w->on = ON_HOOK_TASK;
 	return true;
 }
@@ -87,7 +87,7 @@ static __always_inline void hook(u64 sp, struct sk_buff *skb,
 
 	w.c = NULL;
 	if (open_frames) {
-		if (!at_bridge && use_task_probe && j &&
+		if (!at_bridge && hook_copies > 1 && j &&
 		    same_call(sp, state, j))
 			return;
 		if (!where_at_hook(&w, at_bridge))
@@ -97,7 +97,7 @@ static __always_inline void hook(u64 sp, struct sk_buff *skb,
 	if (!j && (!tracing || (!at_bridge && seen_before(skb, state)) ||
 		   flow_passes(skb, state, hook_of(state, at_bridge))))
 		return;
-	if (!at_bridge && use_task_probe) {
+	if (!at_bridge && hook_copies > 1) {
 		if (!w.c && !where_at_hook(&w, at_bridge))
 			return;
 		key = w.on;
@@ -160,7 +160,7 @@ struct {
 static __always_inline void without_private_stack(void *ctx)
 {
 #ifndef NFTRACE_KPROBE
-	if (!nr_cpus)
+	if (!hook_copies)
 		bpf_tail_call(ctx, &hook_program, 0);
 #endif
 }
@@ -169,16 +169,15 @@ static __always_inline void without_private_stack(void *ctx)
  * net/netfilter/core.c:nf_hook_slow: every packet at every hook passes here.
  *
  * The kernel skips a program that is hit while it runs on the same CPU. Where tasks
- * preempt each other, or copying takes long (one CPU), this one is not attached: two that are
- * jump to it, one for tasks, which softirqs do not run into, and one for softirqs. Where
- * tasks preempt each other there are several copies of both, of which the first one that is
- * not skipped does the work.
+ * preempt each other, or copying takes long (one CPU), this one is not attached: copies are that
+ * jump to it, of which the first one that is not skipped does the work. What interrupts it, or
+ * preempts its task, meets the next one.
  */
 SEC(ENTRY "nf_hook_slow")
 int BPF_ENTRY(hook_enter, struct sk_buff *skb, struct nf_hook_state *state)
 {
 	without_private_stack(ctx);
-	if (!use_task_probe && !live && passes(skb, state))
+	if (hook_copies == 1 && !live && passes(skb, state))
 		return 0;
 	if (tasks_preempt && has_preempt_disable)
 		bpf_preempt_disable();
@@ -189,25 +188,44 @@ int BPF_ENTRY(hook_enter, struct sk_buff *skb, struct nf_hook_state *state)
 }
 
 #ifndef NFTRACE_KPROBE
-SEC(ENTRY "nf_hook_slow")
-int BPF_ENTRY(hook_enter_task, struct sk_buff *skb, struct nf_hook_state *state)
+static __always_inline int hook_copy(void *ctx, struct sk_buff *skb,
+				     struct nf_hook_state *state, const u32 nth)
 {
-	if (!live && passes(skb, state))
+	if (seen_call(sp_of(ctx), nth) ||
+	    (nth == 1 && !live && passes(skb, state)))
 		return 0;
-	if (!in_softirq(this_cpu()))
-		bpf_tail_call(ctx, &hook_program, 0);
+	bpf_tail_call(ctx, &hook_program, 0);
 	return 0;
 }
 
 SEC(ENTRY "nf_hook_slow")
-int BPF_ENTRY(hook_enter_softirq, struct sk_buff *skb,
-	      struct nf_hook_state *state)
+int BPF_ENTRY(hook_enter_1, struct sk_buff *skb, struct nf_hook_state *state)
 {
-	if (!live && passes(skb, state))
-		return 0;
-	if (in_softirq(this_cpu()))
-		bpf_tail_call(ctx, &hook_program, 0);
-	return 0;
+	return hook_copy(ctx, skb, state, 1);
+}
+
+SEC(ENTRY "nf_hook_slow")
+int BPF_ENTRY(hook_enter_2, struct sk_buff *skb, struct nf_hook_state *state)
+{
+	return hook_copy(ctx, skb, state, 2);
+}
+
+SEC(ENTRY "nf_hook_slow")
+int BPF_ENTRY(hook_enter_3, struct sk_buff *skb, struct nf_hook_state *state)
+{
+	return hook_copy(ctx, skb, state, 3);
+}
+
+SEC(ENTRY "nf_hook_slow")
+int BPF_ENTRY(hook_enter_4, struct sk_buff *skb, struct nf_hook_state *state)
+{
+	return hook_copy(ctx, skb, state, 4);
+}
+
+SEC(ENTRY "nf_hook_slow")
+int BPF_ENTRY(hook_enter_5, struct sk_buff *skb, struct nf_hook_state *state)
+{
+	return hook_copy(ctx, skb, state, 5);
 }
 
 #endif

@@ -244,7 +244,9 @@ type NftracePassed struct {
 	Net  uint64
 	Hook uint8
 	Pf   uint8
-	_    [46]byte
+	_    [6]byte
+	Call uint64
+	_    [32]byte
 }
 
 type NftracePkt struct {
@@ -527,137 +529,140 @@ type NftraceXtTableHead struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	NftraceMapCpus              = "cpus"
-	NftraceMapDecisions         = "decisions"
-	NftraceMapEbtSnap           = "ebt_snap"
-	NftraceMapEbtTables         = "ebt_tables"
-	NftraceMapEbtWorks          = "ebt_works"
-	NftraceMapFilterAddrs       = "filter_addrs"
-	NftraceMapFilterIfaces      = "filter_ifaces"
-	NftraceMapFilterNetns       = "filter_netns"
-	NftraceMapFrames            = "frames"
-	NftraceMapHookProgram       = "hook_program"
-	NftraceMapJourneys          = "journeys"
-	NftraceMapKept              = "kept"
-	NftraceMapLosses            = "losses"
-	NftraceMapNewTables         = "new_tables"
-	NftraceMapNftGens           = "nft_gens"
-	NftraceMapNftProgram        = "nft_program"
-	NftraceMapOtherFlows        = "other_flows"
-	NftraceMapPercpuBase        = "percpu_base"
-	NftraceMapPlans             = "plans"
-	NftraceMapRecords           = "records"
-	NftraceMapScratches         = "scratches"
-	NftraceMapTaskFrames        = "task_frames"
-	NftraceMapXtSnap            = "xt_snap"
-	NftraceMapXtTabScratch      = "xt_tab_scratch"
-	NftraceMapXtTables          = "xt_tables"
-	NftraceProgBrForward        = "br_forward"
-	NftraceProgDefragIp         = "defrag_ip"
-	NftraceProgDefragIp6        = "defrag_ip6"
-	NftraceProgDeliverIp        = "deliver_ip"
-	NftraceProgDeliverIp6       = "deliver_ip6"
-	NftraceProgDevXmit          = "dev_xmit"
-	NftraceProgEbtBegin         = "ebt_begin"
-	NftraceProgEbtEnd           = "ebt_end"
-	NftraceProgEbtList          = "ebt_list"
-	NftraceProgEbtLookup        = "ebt_lookup"
-	NftraceProgEbtReplace       = "ebt_replace"
-	NftraceProgEbtReplaced      = "ebt_replaced"
-	NftraceProgEbtSet           = "ebt_set"
-	NftraceProgEbtSetOver       = "ebt_set_over"
-	NftraceProgEbtUnregister    = "ebt_unregister"
-	NftraceProgFindSymbols      = "find_symbols"
-	NftraceProgFlowIp           = "flow_ip"
-	NftraceProgFlowIp6          = "flow_ip6"
-	NftraceProgFlowIp6Done      = "flow_ip6_done"
-	NftraceProgFlowIpDone       = "flow_ip_done"
-	NftraceProgHookEnter        = "hook_enter"
-	NftraceProgHookEnterSoftirq = "hook_enter_softirq"
-	NftraceProgHookEnterTask    = "hook_enter_task"
-	NftraceProgNat              = "nat"
-	NftraceProgNatIcmp          = "nat_icmp"
-	NftraceProgNatIcmp6         = "nat_icmp6"
-	NftraceProgNftBridge        = "nft_bridge"
-	NftraceProgNftCommit        = "nft_commit"
-	NftraceProgNftCommitted     = "nft_committed"
-	NftraceProgNftState         = "nft_state"
-	NftraceProgNftTrace         = "nft_trace"
-	NftraceProgNftTraceInfo     = "nft_trace_info"
-	NftraceProgSchedSwitch      = "sched_switch"
-	NftraceProgSkbDrop          = "skb_drop"
-	NftraceProgSkbMorph         = "skb_morph"
-	NftraceProgSkbRelease       = "skb_release"
-	NftraceProgSoftirqExit      = "softirq_exit"
-	NftraceProgTableFree        = "table_free"
-	NftraceProgTableLookup      = "table_lookup"
-	NftraceProgTableReplaced    = "table_replaced"
-	NftraceVarEbtName           = "ebt_name"
-	NftraceVarEbtNames          = "ebt_names"
-	NftraceVarEbtNetId          = "ebt_net_id"
-	NftraceVarEbtOn             = "ebt_on"
-	NftraceVarEbtSets           = "ebt_sets"
-	NftraceVarEbtSetsOver       = "ebt_sets_over"
-	NftraceVarFlow              = "flow"
-	NftraceVarFoundSymbols      = "found_symbols"
-	NftraceVarHookSlowSize      = "hook_slow_size"
-	NftraceVarIfaceBits         = "iface_bits"
-	NftraceVarLastLookup        = "last_lookup"
-	NftraceVarLive              = "live"
-	NftraceVarNftBusy           = "nft_busy"
-	NftraceVarNftLock           = "nft_lock"
-	NftraceVarNftLooked         = "nft_looked"
-	NftraceVarNftNetId          = "nft_net_id"
-	NftraceVarNftOn             = "nft_on"
-	NftraceVarNftSeq            = "nft_seq"
-	NftraceVarNftStats          = "nft_stats"
-	NftraceVarNoTask            = "no_task"
-	NftraceVarNrCpus            = "nr_cpus"
-	NftraceVarOpenFrames        = "open_frames"
-	NftraceVarOpenTaskFrames    = "open_task_frames"
-	NftraceVarPassed            = "passed"
-	NftraceVarSelfTgid          = "self_tgid"
-	NftraceVarSnapBlocks        = "snap_blocks"
-	NftraceVarSomeKprobes       = "some_kprobes"
-	NftraceVarSymCurrentKprobe  = "sym_current_kprobe"
-	NftraceVarSymHookSlow       = "sym_hook_slow"
-	NftraceVarSymPcpuHot        = "sym_pcpu_hot"
-	NftraceVarSymPerCpuOffset   = "sym_per_cpu_offset"
-	NftraceVarSymPreemptCount   = "sym_preempt_count"
-	NftraceVarSymProgActive     = "sym_prog_active"
-	NftraceVarSymXtRecseq       = "sym_xt_recseq"
-	NftraceVarTasksPreempt      = "tasks_preempt"
-	NftraceVarTracing           = "tracing"
-	NftraceVarUnusedHead        = "unused_head"
-	NftraceVarUnusedLimits      = "unused_limits"
-	NftraceVarUnusedLoss        = "unused_loss"
-	NftraceVarUnusedNewTable    = "unused_new_table"
-	NftraceVarUnusedNftWhat     = "unused_nft_what"
-	NftraceVarUnusedPktFlag     = "unused_pkt_flag"
-	NftraceVarUnusedRecDev      = "unused_rec_dev"
-	NftraceVarUnusedRecEbt      = "unused_rec_ebt"
-	NftraceVarUnusedRecFlag     = "unused_rec_flag"
-	NftraceVarUnusedRecFlow     = "unused_rec_flow"
-	NftraceVarUnusedRecHook     = "unused_rec_hook"
-	NftraceVarUnusedRecNat      = "unused_rec_nat"
-	NftraceVarUnusedRecNft      = "unused_rec_nft"
-	NftraceVarUnusedRecPkt      = "unused_rec_pkt"
-	NftraceVarUnusedRecType     = "unused_rec_type"
-	NftraceVarUseAddrs          = "use_addrs"
-	NftraceVarUseDetail         = "use_detail"
-	NftraceVarUseExpr           = "use_expr"
-	NftraceVarUseFilter         = "use_filter"
-	NftraceVarUseIfaces         = "use_ifaces"
-	NftraceVarUseMac            = "use_mac"
-	NftraceVarUseNat            = "use_nat"
-	NftraceVarUseNetns          = "use_netns"
-	NftraceVarUsePlaces         = "use_places"
-	NftraceVarUseTaskProbe      = "use_task_probe"
-	NftraceVarWakeBytes         = "wake_bytes"
-	NftraceVarWakeReader        = "wake_reader"
-	NftraceVarXt                = "xt"
-	NftraceVarXtFrees           = "xt_frees"
-	NftraceVarXtMade            = "xt_made"
+	NftraceMapCpus             = "cpus"
+	NftraceMapDecisions        = "decisions"
+	NftraceMapEbtSnap          = "ebt_snap"
+	NftraceMapEbtTables        = "ebt_tables"
+	NftraceMapEbtWorks         = "ebt_works"
+	NftraceMapFilterAddrs      = "filter_addrs"
+	NftraceMapFilterIfaces     = "filter_ifaces"
+	NftraceMapFilterNetns      = "filter_netns"
+	NftraceMapFrames           = "frames"
+	NftraceMapHookProgram      = "hook_program"
+	NftraceMapJourneys         = "journeys"
+	NftraceMapKept             = "kept"
+	NftraceMapLosses           = "losses"
+	NftraceMapNewTables        = "new_tables"
+	NftraceMapNftGens          = "nft_gens"
+	NftraceMapNftProgram       = "nft_program"
+	NftraceMapOtherFlows       = "other_flows"
+	NftraceMapPercpuBase       = "percpu_base"
+	NftraceMapPlans            = "plans"
+	NftraceMapRecords          = "records"
+	NftraceMapScratches        = "scratches"
+	NftraceMapTaskFrames       = "task_frames"
+	NftraceMapXtSnap           = "xt_snap"
+	NftraceMapXtTabScratch     = "xt_tab_scratch"
+	NftraceMapXtTables         = "xt_tables"
+	NftraceProgBrForward       = "br_forward"
+	NftraceProgDefragIp        = "defrag_ip"
+	NftraceProgDefragIp6       = "defrag_ip6"
+	NftraceProgDeliverIp       = "deliver_ip"
+	NftraceProgDeliverIp6      = "deliver_ip6"
+	NftraceProgDevXmit         = "dev_xmit"
+	NftraceProgEbtBegin        = "ebt_begin"
+	NftraceProgEbtEnd          = "ebt_end"
+	NftraceProgEbtList         = "ebt_list"
+	NftraceProgEbtLookup       = "ebt_lookup"
+	NftraceProgEbtReplace      = "ebt_replace"
+	NftraceProgEbtReplaced     = "ebt_replaced"
+	NftraceProgEbtSet          = "ebt_set"
+	NftraceProgEbtSetOver      = "ebt_set_over"
+	NftraceProgEbtUnregister   = "ebt_unregister"
+	NftraceProgFindSymbols     = "find_symbols"
+	NftraceProgFlowIp          = "flow_ip"
+	NftraceProgFlowIp6         = "flow_ip6"
+	NftraceProgFlowIp6Done     = "flow_ip6_done"
+	NftraceProgFlowIpDone      = "flow_ip_done"
+	NftraceProgHookEnter       = "hook_enter"
+	NftraceProgHookEnter1      = "hook_enter_1"
+	NftraceProgHookEnter2      = "hook_enter_2"
+	NftraceProgHookEnter3      = "hook_enter_3"
+	NftraceProgHookEnter4      = "hook_enter_4"
+	NftraceProgHookEnter5      = "hook_enter_5"
+	NftraceProgNat             = "nat"
+	NftraceProgNatIcmp         = "nat_icmp"
+	NftraceProgNatIcmp6        = "nat_icmp6"
+	NftraceProgNftBridge       = "nft_bridge"
+	NftraceProgNftCommit       = "nft_commit"
+	NftraceProgNftCommitted    = "nft_committed"
+	NftraceProgNftState        = "nft_state"
+	NftraceProgNftTrace        = "nft_trace"
+	NftraceProgNftTraceInfo    = "nft_trace_info"
+	NftraceProgSchedSwitch     = "sched_switch"
+	NftraceProgSkbDrop         = "skb_drop"
+	NftraceProgSkbMorph        = "skb_morph"
+	NftraceProgSkbRelease      = "skb_release"
+	NftraceProgSoftirqExit     = "softirq_exit"
+	NftraceProgTableFree       = "table_free"
+	NftraceProgTableLookup     = "table_lookup"
+	NftraceProgTableReplaced   = "table_replaced"
+	NftraceVarEbtName          = "ebt_name"
+	NftraceVarEbtNames         = "ebt_names"
+	NftraceVarEbtNetId         = "ebt_net_id"
+	NftraceVarEbtOn            = "ebt_on"
+	NftraceVarEbtSets          = "ebt_sets"
+	NftraceVarEbtSetsOver      = "ebt_sets_over"
+	NftraceVarFlow             = "flow"
+	NftraceVarFoundSymbols     = "found_symbols"
+	NftraceVarHookCopies       = "hook_copies"
+	NftraceVarHookSlowSize     = "hook_slow_size"
+	NftraceVarIfaceBits        = "iface_bits"
+	NftraceVarLastLookup       = "last_lookup"
+	NftraceVarLive             = "live"
+	NftraceVarNftBusy          = "nft_busy"
+	NftraceVarNftLock          = "nft_lock"
+	NftraceVarNftLooked        = "nft_looked"
+	NftraceVarNftNetId         = "nft_net_id"
+	NftraceVarNftOn            = "nft_on"
+	NftraceVarNftSeq           = "nft_seq"
+	NftraceVarNftStats         = "nft_stats"
+	NftraceVarNoTask           = "no_task"
+	NftraceVarNrCpus           = "nr_cpus"
+	NftraceVarOpenFrames       = "open_frames"
+	NftraceVarOpenTaskFrames   = "open_task_frames"
+	NftraceVarPassed           = "passed"
+	NftraceVarSelfTgid         = "self_tgid"
+	NftraceVarSnapBlocks       = "snap_blocks"
+	NftraceVarSomeKprobes      = "some_kprobes"
+	NftraceVarSymCurrentKprobe = "sym_current_kprobe"
+	NftraceVarSymHookSlow      = "sym_hook_slow"
+	NftraceVarSymPcpuHot       = "sym_pcpu_hot"
+	NftraceVarSymPerCpuOffset  = "sym_per_cpu_offset"
+	NftraceVarSymPreemptCount  = "sym_preempt_count"
+	NftraceVarSymProgActive    = "sym_prog_active"
+	NftraceVarSymXtRecseq      = "sym_xt_recseq"
+	NftraceVarTasksPreempt     = "tasks_preempt"
+	NftraceVarTracing          = "tracing"
+	NftraceVarUnusedHead       = "unused_head"
+	NftraceVarUnusedLimits     = "unused_limits"
+	NftraceVarUnusedLoss       = "unused_loss"
+	NftraceVarUnusedNewTable   = "unused_new_table"
+	NftraceVarUnusedNftWhat    = "unused_nft_what"
+	NftraceVarUnusedPktFlag    = "unused_pkt_flag"
+	NftraceVarUnusedRecDev     = "unused_rec_dev"
+	NftraceVarUnusedRecEbt     = "unused_rec_ebt"
+	NftraceVarUnusedRecFlag    = "unused_rec_flag"
+	NftraceVarUnusedRecFlow    = "unused_rec_flow"
+	NftraceVarUnusedRecHook    = "unused_rec_hook"
+	NftraceVarUnusedRecNat     = "unused_rec_nat"
+	NftraceVarUnusedRecNft     = "unused_rec_nft"
+	NftraceVarUnusedRecPkt     = "unused_rec_pkt"
+	NftraceVarUnusedRecType    = "unused_rec_type"
+	NftraceVarUseAddrs         = "use_addrs"
+	NftraceVarUseDetail        = "use_detail"
+	NftraceVarUseExpr          = "use_expr"
+	NftraceVarUseFilter        = "use_filter"
+	NftraceVarUseIfaces        = "use_ifaces"
+	NftraceVarUseMac           = "use_mac"
+	NftraceVarUseNat           = "use_nat"
+	NftraceVarUseNetns         = "use_netns"
+	NftraceVarUsePlaces        = "use_places"
+	NftraceVarWakeBytes        = "wake_bytes"
+	NftraceVarWakeReader       = "wake_reader"
+	NftraceVarXt               = "xt"
+	NftraceVarXtFrees          = "xt_frees"
+	NftraceVarXtMade           = "xt_made"
 )
 
 // LoadNftrace returns the embedded CollectionSpec for Nftrace.
@@ -702,46 +707,49 @@ type NftraceSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type NftraceProgramSpecs struct {
-	BrForward        *ebpf.ProgramSpec `ebpf:"br_forward"`
-	DefragIp         *ebpf.ProgramSpec `ebpf:"defrag_ip"`
-	DefragIp6        *ebpf.ProgramSpec `ebpf:"defrag_ip6"`
-	DeliverIp        *ebpf.ProgramSpec `ebpf:"deliver_ip"`
-	DeliverIp6       *ebpf.ProgramSpec `ebpf:"deliver_ip6"`
-	DevXmit          *ebpf.ProgramSpec `ebpf:"dev_xmit"`
-	EbtBegin         *ebpf.ProgramSpec `ebpf:"ebt_begin"`
-	EbtEnd           *ebpf.ProgramSpec `ebpf:"ebt_end"`
-	EbtList          *ebpf.ProgramSpec `ebpf:"ebt_list"`
-	EbtLookup        *ebpf.ProgramSpec `ebpf:"ebt_lookup"`
-	EbtReplace       *ebpf.ProgramSpec `ebpf:"ebt_replace"`
-	EbtReplaced      *ebpf.ProgramSpec `ebpf:"ebt_replaced"`
-	EbtSet           *ebpf.ProgramSpec `ebpf:"ebt_set"`
-	EbtSetOver       *ebpf.ProgramSpec `ebpf:"ebt_set_over"`
-	EbtUnregister    *ebpf.ProgramSpec `ebpf:"ebt_unregister"`
-	FindSymbols      *ebpf.ProgramSpec `ebpf:"find_symbols"`
-	FlowIp           *ebpf.ProgramSpec `ebpf:"flow_ip"`
-	FlowIp6          *ebpf.ProgramSpec `ebpf:"flow_ip6"`
-	FlowIp6Done      *ebpf.ProgramSpec `ebpf:"flow_ip6_done"`
-	FlowIpDone       *ebpf.ProgramSpec `ebpf:"flow_ip_done"`
-	HookEnter        *ebpf.ProgramSpec `ebpf:"hook_enter"`
-	HookEnterSoftirq *ebpf.ProgramSpec `ebpf:"hook_enter_softirq"`
-	HookEnterTask    *ebpf.ProgramSpec `ebpf:"hook_enter_task"`
-	Nat              *ebpf.ProgramSpec `ebpf:"nat"`
-	NatIcmp          *ebpf.ProgramSpec `ebpf:"nat_icmp"`
-	NatIcmp6         *ebpf.ProgramSpec `ebpf:"nat_icmp6"`
-	NftBridge        *ebpf.ProgramSpec `ebpf:"nft_bridge"`
-	NftCommit        *ebpf.ProgramSpec `ebpf:"nft_commit"`
-	NftCommitted     *ebpf.ProgramSpec `ebpf:"nft_committed"`
-	NftState         *ebpf.ProgramSpec `ebpf:"nft_state"`
-	NftTrace         *ebpf.ProgramSpec `ebpf:"nft_trace"`
-	NftTraceInfo     *ebpf.ProgramSpec `ebpf:"nft_trace_info"`
-	SchedSwitch      *ebpf.ProgramSpec `ebpf:"sched_switch"`
-	SkbDrop          *ebpf.ProgramSpec `ebpf:"skb_drop"`
-	SkbMorph         *ebpf.ProgramSpec `ebpf:"skb_morph"`
-	SkbRelease       *ebpf.ProgramSpec `ebpf:"skb_release"`
-	SoftirqExit      *ebpf.ProgramSpec `ebpf:"softirq_exit"`
-	TableFree        *ebpf.ProgramSpec `ebpf:"table_free"`
-	TableLookup      *ebpf.ProgramSpec `ebpf:"table_lookup"`
-	TableReplaced    *ebpf.ProgramSpec `ebpf:"table_replaced"`
+	BrForward     *ebpf.ProgramSpec `ebpf:"br_forward"`
+	DefragIp      *ebpf.ProgramSpec `ebpf:"defrag_ip"`
+	DefragIp6     *ebpf.ProgramSpec `ebpf:"defrag_ip6"`
+	DeliverIp     *ebpf.ProgramSpec `ebpf:"deliver_ip"`
+	DeliverIp6    *ebpf.ProgramSpec `ebpf:"deliver_ip6"`
+	DevXmit       *ebpf.ProgramSpec `ebpf:"dev_xmit"`
+	EbtBegin      *ebpf.ProgramSpec `ebpf:"ebt_begin"`
+	EbtEnd        *ebpf.ProgramSpec `ebpf:"ebt_end"`
+	EbtList       *ebpf.ProgramSpec `ebpf:"ebt_list"`
+	EbtLookup     *ebpf.ProgramSpec `ebpf:"ebt_lookup"`
+	EbtReplace    *ebpf.ProgramSpec `ebpf:"ebt_replace"`
+	EbtReplaced   *ebpf.ProgramSpec `ebpf:"ebt_replaced"`
+	EbtSet        *ebpf.ProgramSpec `ebpf:"ebt_set"`
+	EbtSetOver    *ebpf.ProgramSpec `ebpf:"ebt_set_over"`
+	EbtUnregister *ebpf.ProgramSpec `ebpf:"ebt_unregister"`
+	FindSymbols   *ebpf.ProgramSpec `ebpf:"find_symbols"`
+	FlowIp        *ebpf.ProgramSpec `ebpf:"flow_ip"`
+	FlowIp6       *ebpf.ProgramSpec `ebpf:"flow_ip6"`
+	FlowIp6Done   *ebpf.ProgramSpec `ebpf:"flow_ip6_done"`
+	FlowIpDone    *ebpf.ProgramSpec `ebpf:"flow_ip_done"`
+	HookEnter     *ebpf.ProgramSpec `ebpf:"hook_enter"`
+	HookEnter1    *ebpf.ProgramSpec `ebpf:"hook_enter_1"`
+	HookEnter2    *ebpf.ProgramSpec `ebpf:"hook_enter_2"`
+	HookEnter3    *ebpf.ProgramSpec `ebpf:"hook_enter_3"`
+	HookEnter4    *ebpf.ProgramSpec `ebpf:"hook_enter_4"`
+	HookEnter5    *ebpf.ProgramSpec `ebpf:"hook_enter_5"`
+	Nat           *ebpf.ProgramSpec `ebpf:"nat"`
+	NatIcmp       *ebpf.ProgramSpec `ebpf:"nat_icmp"`
+	NatIcmp6      *ebpf.ProgramSpec `ebpf:"nat_icmp6"`
+	NftBridge     *ebpf.ProgramSpec `ebpf:"nft_bridge"`
+	NftCommit     *ebpf.ProgramSpec `ebpf:"nft_commit"`
+	NftCommitted  *ebpf.ProgramSpec `ebpf:"nft_committed"`
+	NftState      *ebpf.ProgramSpec `ebpf:"nft_state"`
+	NftTrace      *ebpf.ProgramSpec `ebpf:"nft_trace"`
+	NftTraceInfo  *ebpf.ProgramSpec `ebpf:"nft_trace_info"`
+	SchedSwitch   *ebpf.ProgramSpec `ebpf:"sched_switch"`
+	SkbDrop       *ebpf.ProgramSpec `ebpf:"skb_drop"`
+	SkbMorph      *ebpf.ProgramSpec `ebpf:"skb_morph"`
+	SkbRelease    *ebpf.ProgramSpec `ebpf:"skb_release"`
+	SoftirqExit   *ebpf.ProgramSpec `ebpf:"softirq_exit"`
+	TableFree     *ebpf.ProgramSpec `ebpf:"table_free"`
+	TableLookup   *ebpf.ProgramSpec `ebpf:"table_lookup"`
+	TableReplaced *ebpf.ProgramSpec `ebpf:"table_replaced"`
 }
 
 // NftraceMapSpecs contains maps before they are loaded into the kernel.
@@ -787,6 +795,7 @@ type NftraceVariableSpecs struct {
 	EbtSetsOver      *ebpf.VariableSpec `ebpf:"ebt_sets_over"`
 	Flow             *ebpf.VariableSpec `ebpf:"flow"`
 	FoundSymbols     *ebpf.VariableSpec `ebpf:"found_symbols"`
+	HookCopies       *ebpf.VariableSpec `ebpf:"hook_copies"`
 	HookSlowSize     *ebpf.VariableSpec `ebpf:"hook_slow_size"`
 	IfaceBits        *ebpf.VariableSpec `ebpf:"iface_bits"`
 	LastLookup       *ebpf.VariableSpec `ebpf:"last_lookup"`
@@ -839,7 +848,6 @@ type NftraceVariableSpecs struct {
 	UseNat           *ebpf.VariableSpec `ebpf:"use_nat"`
 	UseNetns         *ebpf.VariableSpec `ebpf:"use_netns"`
 	UsePlaces        *ebpf.VariableSpec `ebpf:"use_places"`
-	UseTaskProbe     *ebpf.VariableSpec `ebpf:"use_task_probe"`
 	WakeBytes        *ebpf.VariableSpec `ebpf:"wake_bytes"`
 	WakeReader       *ebpf.VariableSpec `ebpf:"wake_reader"`
 	Xt               *ebpf.VariableSpec `ebpf:"xt"`
@@ -936,6 +944,7 @@ type NftraceVariables struct {
 	EbtSetsOver      *ebpf.Variable `ebpf:"ebt_sets_over"`
 	Flow             *ebpf.Variable `ebpf:"flow"`
 	FoundSymbols     *ebpf.Variable `ebpf:"found_symbols"`
+	HookCopies       *ebpf.Variable `ebpf:"hook_copies"`
 	HookSlowSize     *ebpf.Variable `ebpf:"hook_slow_size"`
 	IfaceBits        *ebpf.Variable `ebpf:"iface_bits"`
 	LastLookup       *ebpf.Variable `ebpf:"last_lookup"`
@@ -988,7 +997,6 @@ type NftraceVariables struct {
 	UseNat           *ebpf.Variable `ebpf:"use_nat"`
 	UseNetns         *ebpf.Variable `ebpf:"use_netns"`
 	UsePlaces        *ebpf.Variable `ebpf:"use_places"`
-	UseTaskProbe     *ebpf.Variable `ebpf:"use_task_probe"`
 	WakeBytes        *ebpf.Variable `ebpf:"wake_bytes"`
 	WakeReader       *ebpf.Variable `ebpf:"wake_reader"`
 	Xt               *ebpf.Variable `ebpf:"xt"`
@@ -1000,46 +1008,49 @@ type NftraceVariables struct {
 //
 // It can be passed to LoadNftraceObjects or ebpf.CollectionSpec.LoadAndAssign.
 type NftracePrograms struct {
-	BrForward        *ebpf.Program `ebpf:"br_forward"`
-	DefragIp         *ebpf.Program `ebpf:"defrag_ip"`
-	DefragIp6        *ebpf.Program `ebpf:"defrag_ip6"`
-	DeliverIp        *ebpf.Program `ebpf:"deliver_ip"`
-	DeliverIp6       *ebpf.Program `ebpf:"deliver_ip6"`
-	DevXmit          *ebpf.Program `ebpf:"dev_xmit"`
-	EbtBegin         *ebpf.Program `ebpf:"ebt_begin"`
-	EbtEnd           *ebpf.Program `ebpf:"ebt_end"`
-	EbtList          *ebpf.Program `ebpf:"ebt_list"`
-	EbtLookup        *ebpf.Program `ebpf:"ebt_lookup"`
-	EbtReplace       *ebpf.Program `ebpf:"ebt_replace"`
-	EbtReplaced      *ebpf.Program `ebpf:"ebt_replaced"`
-	EbtSet           *ebpf.Program `ebpf:"ebt_set"`
-	EbtSetOver       *ebpf.Program `ebpf:"ebt_set_over"`
-	EbtUnregister    *ebpf.Program `ebpf:"ebt_unregister"`
-	FindSymbols      *ebpf.Program `ebpf:"find_symbols"`
-	FlowIp           *ebpf.Program `ebpf:"flow_ip"`
-	FlowIp6          *ebpf.Program `ebpf:"flow_ip6"`
-	FlowIp6Done      *ebpf.Program `ebpf:"flow_ip6_done"`
-	FlowIpDone       *ebpf.Program `ebpf:"flow_ip_done"`
-	HookEnter        *ebpf.Program `ebpf:"hook_enter"`
-	HookEnterSoftirq *ebpf.Program `ebpf:"hook_enter_softirq"`
-	HookEnterTask    *ebpf.Program `ebpf:"hook_enter_task"`
-	Nat              *ebpf.Program `ebpf:"nat"`
-	NatIcmp          *ebpf.Program `ebpf:"nat_icmp"`
-	NatIcmp6         *ebpf.Program `ebpf:"nat_icmp6"`
-	NftBridge        *ebpf.Program `ebpf:"nft_bridge"`
-	NftCommit        *ebpf.Program `ebpf:"nft_commit"`
-	NftCommitted     *ebpf.Program `ebpf:"nft_committed"`
-	NftState         *ebpf.Program `ebpf:"nft_state"`
-	NftTrace         *ebpf.Program `ebpf:"nft_trace"`
-	NftTraceInfo     *ebpf.Program `ebpf:"nft_trace_info"`
-	SchedSwitch      *ebpf.Program `ebpf:"sched_switch"`
-	SkbDrop          *ebpf.Program `ebpf:"skb_drop"`
-	SkbMorph         *ebpf.Program `ebpf:"skb_morph"`
-	SkbRelease       *ebpf.Program `ebpf:"skb_release"`
-	SoftirqExit      *ebpf.Program `ebpf:"softirq_exit"`
-	TableFree        *ebpf.Program `ebpf:"table_free"`
-	TableLookup      *ebpf.Program `ebpf:"table_lookup"`
-	TableReplaced    *ebpf.Program `ebpf:"table_replaced"`
+	BrForward     *ebpf.Program `ebpf:"br_forward"`
+	DefragIp      *ebpf.Program `ebpf:"defrag_ip"`
+	DefragIp6     *ebpf.Program `ebpf:"defrag_ip6"`
+	DeliverIp     *ebpf.Program `ebpf:"deliver_ip"`
+	DeliverIp6    *ebpf.Program `ebpf:"deliver_ip6"`
+	DevXmit       *ebpf.Program `ebpf:"dev_xmit"`
+	EbtBegin      *ebpf.Program `ebpf:"ebt_begin"`
+	EbtEnd        *ebpf.Program `ebpf:"ebt_end"`
+	EbtList       *ebpf.Program `ebpf:"ebt_list"`
+	EbtLookup     *ebpf.Program `ebpf:"ebt_lookup"`
+	EbtReplace    *ebpf.Program `ebpf:"ebt_replace"`
+	EbtReplaced   *ebpf.Program `ebpf:"ebt_replaced"`
+	EbtSet        *ebpf.Program `ebpf:"ebt_set"`
+	EbtSetOver    *ebpf.Program `ebpf:"ebt_set_over"`
+	EbtUnregister *ebpf.Program `ebpf:"ebt_unregister"`
+	FindSymbols   *ebpf.Program `ebpf:"find_symbols"`
+	FlowIp        *ebpf.Program `ebpf:"flow_ip"`
+	FlowIp6       *ebpf.Program `ebpf:"flow_ip6"`
+	FlowIp6Done   *ebpf.Program `ebpf:"flow_ip6_done"`
+	FlowIpDone    *ebpf.Program `ebpf:"flow_ip_done"`
+	HookEnter     *ebpf.Program `ebpf:"hook_enter"`
+	HookEnter1    *ebpf.Program `ebpf:"hook_enter_1"`
+	HookEnter2    *ebpf.Program `ebpf:"hook_enter_2"`
+	HookEnter3    *ebpf.Program `ebpf:"hook_enter_3"`
+	HookEnter4    *ebpf.Program `ebpf:"hook_enter_4"`
+	HookEnter5    *ebpf.Program `ebpf:"hook_enter_5"`
+	Nat           *ebpf.Program `ebpf:"nat"`
+	NatIcmp       *ebpf.Program `ebpf:"nat_icmp"`
+	NatIcmp6      *ebpf.Program `ebpf:"nat_icmp6"`
+	NftBridge     *ebpf.Program `ebpf:"nft_bridge"`
+	NftCommit     *ebpf.Program `ebpf:"nft_commit"`
+	NftCommitted  *ebpf.Program `ebpf:"nft_committed"`
+	NftState      *ebpf.Program `ebpf:"nft_state"`
+	NftTrace      *ebpf.Program `ebpf:"nft_trace"`
+	NftTraceInfo  *ebpf.Program `ebpf:"nft_trace_info"`
+	SchedSwitch   *ebpf.Program `ebpf:"sched_switch"`
+	SkbDrop       *ebpf.Program `ebpf:"skb_drop"`
+	SkbMorph      *ebpf.Program `ebpf:"skb_morph"`
+	SkbRelease    *ebpf.Program `ebpf:"skb_release"`
+	SoftirqExit   *ebpf.Program `ebpf:"softirq_exit"`
+	TableFree     *ebpf.Program `ebpf:"table_free"`
+	TableLookup   *ebpf.Program `ebpf:"table_lookup"`
+	TableReplaced *ebpf.Program `ebpf:"table_replaced"`
 }
 
 func (p *NftracePrograms) Close() error {
@@ -1065,8 +1076,11 @@ func (p *NftracePrograms) Close() error {
 		p.FlowIp6Done,
 		p.FlowIpDone,
 		p.HookEnter,
-		p.HookEnterSoftirq,
-		p.HookEnterTask,
+		p.HookEnter1,
+		p.HookEnter2,
+		p.HookEnter3,
+		p.HookEnter4,
+		p.HookEnter5,
 		p.Nat,
 		p.NatIcmp,
 		p.NatIcmp6,

@@ -97,6 +97,7 @@ const (
 	NftraceKprobeVarEbtSetsOver        = "ebt_sets_over"
 	NftraceKprobeVarFlow               = "flow"
 	NftraceKprobeVarFoundSymbols       = "found_symbols"
+	NftraceKprobeVarHookCopies         = "hook_copies"
 	NftraceKprobeVarHookSlowSize       = "hook_slow_size"
 	NftraceKprobeVarIfaceBits          = "iface_bits"
 	NftraceKprobeVarLastLookup         = "last_lookup"
@@ -149,7 +150,6 @@ const (
 	NftraceKprobeVarUseNat             = "use_nat"
 	NftraceKprobeVarUseNetns           = "use_netns"
 	NftraceKprobeVarUsePlaces          = "use_places"
-	NftraceKprobeVarUseTaskProbe       = "use_task_probe"
 	NftraceKprobeVarWakeBytes          = "wake_bytes"
 	NftraceKprobeVarWakeReader         = "wake_reader"
 	NftraceKprobeVarXt                 = "xt"
@@ -292,6 +292,7 @@ type NftraceKprobeVariableSpecs struct {
 	EbtSetsOver      *ebpf.VariableSpec `ebpf:"ebt_sets_over"`
 	Flow             *ebpf.VariableSpec `ebpf:"flow"`
 	FoundSymbols     *ebpf.VariableSpec `ebpf:"found_symbols"`
+	HookCopies       *ebpf.VariableSpec `ebpf:"hook_copies"`
 	HookSlowSize     *ebpf.VariableSpec `ebpf:"hook_slow_size"`
 	IfaceBits        *ebpf.VariableSpec `ebpf:"iface_bits"`
 	LastLookup       *ebpf.VariableSpec `ebpf:"last_lookup"`
@@ -344,7 +345,6 @@ type NftraceKprobeVariableSpecs struct {
 	UseNat           *ebpf.VariableSpec `ebpf:"use_nat"`
 	UseNetns         *ebpf.VariableSpec `ebpf:"use_netns"`
 	UsePlaces        *ebpf.VariableSpec `ebpf:"use_places"`
-	UseTaskProbe     *ebpf.VariableSpec `ebpf:"use_task_probe"`
 	WakeBytes        *ebpf.VariableSpec `ebpf:"wake_bytes"`
 	WakeReader       *ebpf.VariableSpec `ebpf:"wake_reader"`
 	Xt               *ebpf.VariableSpec `ebpf:"xt"`
@@ -441,6 +441,7 @@ type NftraceKprobeVariables struct {
 	EbtSetsOver      *ebpf.Variable `ebpf:"ebt_sets_over"`
 	Flow             *ebpf.Variable `ebpf:"flow"`
 	FoundSymbols     *ebpf.Variable `ebpf:"found_symbols"`
+	HookCopies       *ebpf.Variable `ebpf:"hook_copies"`
 	HookSlowSize     *ebpf.Variable `ebpf:"hook_slow_size"`
 	IfaceBits        *ebpf.Variable `ebpf:"iface_bits"`
 	LastLookup       *ebpf.Variable `ebpf:"last_lookup"`
@@ -493,7 +494,6 @@ type NftraceKprobeVariables struct {
 	UseNat           *ebpf.Variable `ebpf:"use_nat"`
 	UseNetns         *ebpf.Variable `ebpf:"use_netns"`
 	UsePlaces        *ebpf.Variable `ebpf:"use_places"`
-	UseTaskProbe     *ebpf.Variable `ebpf:"use_task_probe"`
 	WakeBytes        *ebpf.Variable `ebpf:"wake_bytes"`
 	WakeReader       *ebpf.Variable `ebpf:"wake_reader"`
 	Xt               *ebpf.Variable `ebpf:"xt"`

@@ -1259,7 +1259,7 @@ static __always_inline struct plan *plan_of(struct where *w, struct frame *f)
 	    at = f->rec.place.hook << 1;
 
 	/* Tasks that preempt each other would share a half. */
-	if (w->task && use_task_probe && !has_preempt_disable)
+	if (w->task && hook_copies > 1 && !has_preempt_disable)
 		return NULL;
 	/* The hooks of IPv4 and IPv6 are 0 to 4, those of ARP 0 to 2. */
 	if (f->rec.place.pf == NFPROTO_ARP)

@@ -189,9 +189,9 @@ func TestMakeStatic(t *testing.T) {
 		}
 		return names
 	}
-	before := global(bpf.NftraceProgHookEnterTask)
+	before := global(bpf.NftraceProgNat)
 	if len(before) == 0 {
-		t.Fatalf("%s calls no global functions", bpf.NftraceProgHookEnterTask)
+		t.Fatalf("%s calls no global functions", bpf.NftraceProgNat)
 	}
 	for _, program := range []string{bpf.NftraceProgHookEnter, bpf.NftraceProgNftTrace} {
 		makeStatic(spec.Programs[program].Instructions)
@@ -199,8 +199,8 @@ func TestMakeStatic(t *testing.T) {
 			t.Errorf("global functions are left in %s: %q", program, left)
 		}
 	}
-	if after := global(bpf.NftraceProgHookEnterTask); !slices.Equal(after, before) {
-		t.Errorf("global functions of %s were %q, are %q", bpf.NftraceProgHookEnterTask, before, after)
+	if after := global(bpf.NftraceProgNat); !slices.Equal(after, before) {
+		t.Errorf("global functions of %s were %q, are %q", bpf.NftraceProgNat, before, after)
 	}
 }
 

@@ -106,16 +106,23 @@ var groups = []group{
 		bpf.NftraceProgHookEnter,
 		bpf.NftraceKprobeProgReceive,
 	}},
-	{programs: []string{bpf.NftraceProgHookEnterTask, bpf.NftraceProgHookEnterSoftirq}, present: useTaskProbe},
+	{programs: []string{bpf.NftraceProgHookEnter1, bpf.NftraceProgHookEnter2}, present: func() bool { return hookCopies() > 1 }},
+	{programs: []string{bpf.NftraceProgHookEnter3, bpf.NftraceProgHookEnter4, bpf.NftraceProgHookEnter5}, present: func() bool { return hookCopies() > 2 }},
 }
 
-// useTaskProbe tells whether tasks and softirqs have a probe of the hooks each, so that
-// softirqs do not hit one that runs: where tasks preempt each other, and where there is one
-// CPU for all, whose counters take long to copy. Then hook_enter is not attached; these
-// two jump to it.
-func useTaskProbe() bool {
+// hookCopies is how many copies of hook_enter are attached, which jump to it; 1: itself. A
+// softirq must not hit one that runs where there is one CPU for all, whose counters take long
+// to copy; where tasks preempt each other, one of them may keep one for long.
+func hookCopies() int {
 	cpus, err := ebpf.PossibleCPU()
-	return tasksPreempt() || err == nil && cpus == 1
+	switch {
+	case tasksPreempt():
+		return 5
+	case err == nil && cpus == 1:
+		return 2
+	default:
+		return 1
+	}
 }
 
 // waitFor are the modules of which nftrace tells people that it waits for them.
@@ -247,8 +254,12 @@ func configure(spec *ebpf.CollectionSpec, o Options) error {
 		spec.Maps[bpf.NftraceMapXtTables].MaxEntries = 2048
 	}
 	// A kprobe runs with preemption off, and a softirq that interrupts one hits no other.
+	copies := uint32(1)
+	if !kprobe {
+		copies = uint32(hookCopies())
+	}
 	for name, value := range map[string]any{
-		bpf.NftraceVarUseTaskProbe: useTaskProbe() && !kprobe,
+		bpf.NftraceVarHookCopies:   copies,
 		bpf.NftraceVarTasksPreempt: tasksPreempt() && !kprobe,
 		bpf.NftraceVarWakeBytes:    uint64(spec.Maps[bpf.NftraceMapRecords].MaxEntries) / 4,
 		bpf.NftraceVarNrCpus:       uint32(cpus),
@@ -506,7 +517,7 @@ func (t *Tracer) attachBy(b Backend, gs []group, types *btf.Cache) (*ebpf.Collec
 	if err != nil {
 		return nil, loadError("load the probes", err)
 	}
-	if hook := coll.Programs[bpf.NftraceProgHookEnter]; hook != nil && useTaskProbe() && b != Kprobe {
+	if hook := coll.Programs[bpf.NftraceProgHookEnter]; hook != nil && hookCopies() > 1 && b != Kprobe {
 		if err := t.maps[bpf.NftraceMapHookProgram].Put(uint32(0), hook); err != nil {
 			coll.Close()
 			return nil, fmt.Errorf("let probes jump to %s: %w", bpf.NftraceProgHookEnter, err)
@@ -582,13 +593,8 @@ func lackedFunction(spec *btf.Spec, functions []string) string {
 }
 
 // copies is how many more of a program are attached where tasks preempt each other; the
-// first one that the kernel does not skip does the work. A task that is preempted at the
-// edge of a probe keeps the kernel from running that one again, so one CPU with many tasks
-// wants more; and a softirq may come while a task finds out that hook_enter_softirq is not for it.
-var copies = map[string]int{
-	bpf.NftraceProgHookEnterSoftirq: 1, bpf.NftraceProgHookEnterTask: 4,
-	bpf.NftraceProgNftTrace: len(bpf.NftraceFrame{}.Skipped) - 1,
-}
+// first one that the kernel does not skip does the work.
+var copies = map[string]int{bpf.NftraceProgNftTrace: len(bpf.NftraceFrame{}.Skipped) - 1}
 
 // copiesOf is how many of them this kernel gets.
 func copiesOf(b Backend, program string, types *btf.Cache) int {
@@ -611,21 +617,30 @@ func canKeepTask(types *btf.Cache) bool {
 }
 
 // attachAll attaches the programs of a collection; if one fails, the others' links are returned
-// with the error. The kernel waits a while in each; it waits for all at once.
+// with the error. The kernel waits a while in each; it waits for all at once, but for those of
+// one function: of these it runs the one first that was attached last, and the first of
+// copies is to run first.
 func attachAll(coll *ebpf.Collection, specs map[string]*ebpf.ProgramSpec) (map[string]link.Link, error) {
+	at := map[string][]string{}
+	for name, spec := range specs {
+		at[spec.AttachTo] = append(at[spec.AttachTo], name)
+	}
 	type attached struct {
 		name string
 		link link.Link
 		err  error
 	}
 	done := make(chan attached, len(specs))
-	for name, spec := range specs {
+	for _, names := range at {
+		slices.Sort(names)
 		go func() {
-			l, err := attachProgram(spec, coll.Programs[name])
-			if err != nil {
-				err = loadError("attach to "+spec.AttachTo, err)
+			for _, name := range slices.Backward(names) {
+				l, err := attachProgram(specs[name], coll.Programs[name])
+				if err != nil {
+					err = loadError("attach to "+specs[name].AttachTo, err)
+				}
+				done <- attached{name, l, err}
 			}
-			done <- attached{name, l, err}
 		}()
 	}
 	links := map[string]link.Link{}
@@ -837,7 +852,7 @@ func (t *Tracer) Losses() (Losses, error) {
 		}
 	}
 	for _, c := range t.colls {
-		hookCopied := c.Programs[copyName(bpf.NftraceProgHookEnterTask, 1)] != nil
+		hookCopied := c.Programs[bpf.NftraceProgHookEnter1] != nil
 		nftCopied := c.Programs[copyName(bpf.NftraceProgNftTrace, 1)] != nil
 		for name, p := range c.Programs {
 			// Of copies one is enough.
