@@ -36,7 +36,7 @@ type Assembler struct {
 	devices  [256]knownDevice
 	named    int // how many times a device got a name
 	renamed  int // how many times it had another one before
-	patterns [1 << patternBits]*Pattern
+	patterns [1 << patternBits][2]*Pattern
 	now      time.Duration // of the newest record
 	stats    Stats
 }

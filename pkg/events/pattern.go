@@ -56,9 +56,9 @@ type hitWord uint64
 func word(h *bpf.NftraceHit) hitWord { return *(*hitWord)(unsafe.Pointer(h)) }
 
 const (
-	// patternBits is how many patterns are kept, as a power of 2. Each has a place, which
-	// another one may take from it.
-	patternBits = 10
+	// patternBits is how many pairs of patterns are kept, as a power of 2. Each pattern has a
+	// pair, of which two others may take its place.
+	patternBits = 9
 	// maxPatternHits bounds how large those are.
 	maxPatternHits = 64
 )
@@ -80,8 +80,9 @@ const (
 // patternFlags are the flags of a record that belong to its pattern.
 const patternFlags = ^uint32(bpf.NftraceRecFlagREC_F_TENTATIVE | bpf.NftraceRecFlagREC_F_LATE)
 
-// patternAt is where the pattern of a record is kept. The record has at least a place.
-func (a *Assembler) patternAt(r *bpf.NftraceRecHook, hits []bpf.NftraceHit) **Pattern {
+// patternAt is the pair in which the pattern of a record is kept, the newer one first. The
+// record has at least a place.
+func (a *Assembler) patternAt(r *bpf.NftraceRecHook, hits []bpf.NftraceHit) *[2]*Pattern {
 	const prime = 0x9e3779b97f4a7c15
 	p := &r.Place
 	h := uint64(r.Hdr.Netns)<<32 | uint64(p.In.Ifindex)
@@ -119,8 +120,10 @@ func (p *Pattern) fits(r *bpf.NftraceRecHook, raw []byte, hits []bpf.NftraceHit)
 // those that are found again, and the bytes of the hits are those of the packet alone.
 func (a *Assembler) pattern(r *bpf.NftraceRecHook, raw []byte, hits []bpf.NftraceHit) (p *Pattern, kept bool, err error) {
 	at := a.patternAt(r, hits)
-	if p := *at; p != nil && p.renamed == a.renamed && p.fits(r, raw, hits) {
-		return p, true, nil
+	for _, p := range at {
+		if p != nil && p.renamed == a.renamed && p.fits(r, raw, hits) {
+			return p, true, nil
+		}
 	}
 	for i := range hits {
 		if n := hits[i].Table; uint32(n) >= r.Ntables {
@@ -131,7 +134,7 @@ func (a *Assembler) pattern(r *bpf.NftraceRecHook, raw []byte, hits []bpf.Nftrac
 	if len(hits) > maxPatternHits || !p.fits(r, raw, hits) {
 		return p, false, nil
 	}
-	*at = p
+	at[0], at[1] = p, at[0]
 	return p, true, nil
 }
 

@@ -223,9 +223,11 @@ func TestPatternsAreBounded(t *testing.T) {
 		}
 	}
 	kept := 0
-	for _, p := range a.patterns {
-		if p != nil {
-			kept++
+	for _, pair := range a.patterns {
+		for _, p := range pair {
+			if p != nil {
+				kept++
+			}
 		}
 	}
 	if kept < 1<<patternBits/2 {
@@ -234,6 +236,28 @@ func TestPatternsAreBounded(t *testing.T) {
 	for gen := range uint64(n) {
 		if told[1+gen] == 0 {
 			t.Fatalf("nobody was told of generation %d", gen)
+		}
+	}
+}
+
+// Two patterns that take turns are both kept, whichever they are: one packet has several.
+func TestPatternsTakeTurns(t *testing.T) {
+	for other := range uint64(4 << patternBits) {
+		a := NewAssembler()
+		told := 0
+		a.OnRun = func(*Step) { told++ }
+		for turn, gen := range []uint64{0, 1 + other, 0, 1 + other} {
+			s := newScript(t, a, uint64(turn)+1)
+			p := basic()
+			p.gen = gen
+			p.hits = p.hits[:1]
+			p.hits[0].Index = uint32(gen)
+			p.tables, p.runs = p.tables[:1], 1
+			s.part(p)
+			a.Flush()
+		}
+		if told != 2 {
+			t.Fatalf("pattern %d and the first: told of %d new ones, want 2", other, told)
 		}
 	}
 }
