@@ -408,3 +408,33 @@ func TestCompareNFTUnresolved(t *testing.T) {
 		t.Error("a wrong verdict beside an unresolved run was not found")
 	}
 }
+
+// Two packets, one after the other in the same memory, look alike at a hook and not at the next:
+// whichever nftrace tells of first.
+func TestCompareNFTOrder(t *testing.T) {
+	run := func(hook string, rule int) NFTRun {
+		return NFTRun{
+			Family: "ip", Table: "t", Chain: hook, PF: "ip", Hook: hook, Verdict: "ACCEPT",
+			Packet: NFTPacket{Key: "a packet", Identity: "1"},
+			Rules:  []NFTRule{{Chain: hook, Type: "rule", Number: rule}},
+		}
+	}
+	kernel := []NFTRun{run("pre", 1), run("fwd", 1), run("pre", 1), run("fwd", 2)}
+	first := NFTJourney{ID: 1, Runs: []NFTRun{kernel[0], kernel[1]}}
+	second := NFTJourney{ID: 2, Runs: []NFTRun{kernel[2], kernel[3]}}
+	for _, tool := range [][]NFTJourney{{first, second}, {second, first}} {
+		if err := CompareNFT(kernel, tool, ""); err != nil {
+			t.Errorf("packet %d first: %v", tool[0].ID, err)
+		}
+	}
+	slices.Reverse(second.Runs)
+	if err := CompareNFT(kernel, []NFTJourney{first, second}, ""); err == nil {
+		t.Error("the second one's hooks in the wrong order were not found")
+	}
+	other := slices.Clone(kernel)
+	other[3].Packet.Identity = "2"
+	slices.Reverse(second.Runs)
+	if err := CompareNFT(other, []NFTJourney{first, second}, ""); err == nil {
+		t.Error("a journey of two packets was not found")
+	}
+}

@@ -206,10 +206,12 @@ func CompareNFT(kernel []NFTRun, tool []NFTJourney, cause string) error {
 		}
 	}
 	matched := map[int]bool{}
-	take := func(candidates []int, last int, identity string) int {
+	// take picks one of the kernel's runs, if possible behind the last one, and of that packet,
+	// but none of those taken.
+	take := func(candidates, taken []int, last int, identity string) int {
 		best := -1
 		for _, i := range candidates {
-			if matched[i] {
+			if matched[i] || slices.Contains(taken, i) {
 				continue
 			}
 			id := kernel[i].Packet.Identity
@@ -221,10 +223,47 @@ func CompareNFT(kernel []NFTRun, tool []NFTJourney, cause string) error {
 				best = i
 			}
 		}
-		if best >= 0 {
-			matched[best] = true
-		}
 		return best
+	}
+	// follow picks runs for a journey from a candidate for its first resolved one on, and tells
+	// whether they are one packet's, in the kernel's order. Packets may look alike at one hook and
+	// meet other rules at the next.
+	follow := func(t *NFTJourney, first int) (runs []int, ok bool) {
+		last, identity := -1, ""
+		ok = true
+		for n := range t.Runs {
+			r := &t.Runs[n]
+			i := -1
+			switch {
+			case r.Packet.Key == nftReport || r.Unresolved != "":
+			case last < 0 && first >= 0:
+				i = first
+			default:
+				i = take(waiting[r.where()+r.what()], runs, last, identity)
+				id := ""
+				if i >= 0 {
+					id = kernel[i].Packet.Identity
+				}
+				ok = ok && i > last && (identity == "" || id == "" || id == identity)
+			}
+			runs = append(runs, i)
+			if i >= 0 {
+				if last = i; kernel[i].Packet.Identity != "" {
+					identity = kernel[i].Packet.Identity
+				}
+			}
+		}
+		return runs, ok
+	}
+
+	// candidates are the kernel's runs that may be the first resolved one of a journey.
+	candidates := func(t *NFTJourney) []int {
+		for n := range t.Runs {
+			if r := &t.Runs[n]; r.Packet.Key != nftReport && r.Unresolved == "" {
+				return slices.DeleteFunc(slices.Clone(waiting[r.where()+r.what()]), func(i int) bool { return matched[i] })
+			}
+		}
+		return nil
 	}
 
 	type place struct{ journey, run int }
@@ -236,26 +275,26 @@ func CompareNFT(kernel []NFTRun, tool []NFTJourney, cause string) error {
 		if t.HalfSeen != "" || t.Lost != 0 {
 			say("packet %d: half seen: %q, lost: %d", t.ID, t.HalfSeen, t.Lost)
 		}
-		last, identity := -1, ""
-		for n := range t.Runs {
-			r := &t.Runs[n]
-			if r.Packet.Key == nftReport {
+		runs, _ := follow(t, -1)
+		// From the last one on: of packets that have one identity in turn, what is between a
+		// run and the next is of the same packet.
+		for _, i := range slices.Backward(candidates(t)) {
+			if others, fits := follow(t, i); fits {
+				runs = others
+				break
+			}
+		}
+		for n, i := range runs {
+			switch r := &t.Runs[n]; {
+			case r.Packet.Key == nftReport:
 				continue
+			case i < 0:
+				left = append(left, place{j, n})
+			default:
+				at[place{j, n}] = i
+				matched[i] = true
 			}
 			nruns++
-			if r.Unresolved != "" {
-				left = append(left, place{j, n})
-				continue
-			}
-			i := take(waiting[r.where()+r.what()], last, identity)
-			if i < 0 {
-				left = append(left, place{j, n})
-				continue
-			}
-			at[place{j, n}] = i
-			if last = i; kernel[i].Packet.Identity != "" {
-				identity = kernel[i].Packet.Identity
-			}
 		}
 	}
 
@@ -268,9 +307,10 @@ func CompareNFT(kernel []NFTRun, tool []NFTJourney, cause string) error {
 	}
 	for _, p := range left {
 		r := &tool[p.journey].Runs[p.run]
-		i := take(rest[r.where()], -1, "")
+		i := take(rest[r.where()], nil, -1, "")
 		if i >= 0 {
 			at[p] = i
+			matched[i] = true
 		}
 		switch {
 		case r.Unresolved != "" && (cause == "" || !strings.Contains(r.Unresolved, cause)):
