@@ -467,11 +467,12 @@ int BPF_PROG(sched_switch, bool preempt, struct task_struct *prev,
 
 	if (!open_task_frames || !where_am_i(&w, ON_SWITCH))
 		return 0;
+	frame_left(frame_top(&w));
 	frame_stop(&w);
 	w.task = (u64)next;
 	n = frame_top(&w);
 	if (n) {
-		frame_moved(&w, n);
+		frame_came(&w, n);
 		frame_start(&w, n);
 	}
 	return 0;

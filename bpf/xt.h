@@ -1077,15 +1077,24 @@ static __always_inline u32 frame_top(struct where *w)
 	return s.n;
 }
 
-/* Frame n goes on on another CPU, which has skipped others. */
-static __always_inline void frame_moved(struct where *w, u32 n)
+/*
+ * The task of frame n goes, or has come: what the CPU skips in between is of others, and
+ * another CPU counts for itself.
+ */
+static __always_inline void frame_left(u32 n)
 {
 	struct frame *f = frame_at(n);
 
-	if (!f || !nft_stats[0] || f->percpu == w->percpu)
-		return;
-	if (nft_all_skipped(f->skipped, f->percpu))
+	if (f && nft_stats[0] && nft_all_skipped(f->skipped, f->percpu))
 		f->rec.hdr.flags |= REC_F_NFTMISSED;
+}
+
+static __always_inline void frame_came(struct where *w, u32 n)
+{
+	struct frame *f = frame_at(n);
+
+	if (!f)
+		return;
 	f->percpu = w->percpu;
 	nft_count_skipped(f->skipped, w->percpu);
 }
