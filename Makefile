@@ -132,7 +132,7 @@ CHURN ?= 3001
 test-churn:
 	$(MAKE) test-e2e-6.12 RUN='^TestChurn$$$$' VMFLAGS='-icount -env NFTRACE_CHURN=$(CHURN)'
 
-#: make test-interleave     rules of packets that meet in one table, with full preemption, on one CPU and on two
+#: make test-interleave     rules of packets that meet in one table, with full preemption, on one CPU and on two, and on 7.x as it is
 test-interleave: test-interleave-1 test-interleave-2 test-interleave-7.x
 
 # Tasks preempt each other there by default, and programs have a stack for each CPU.

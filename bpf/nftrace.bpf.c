@@ -198,35 +198,19 @@ static __always_inline int hook_copy(void *ctx, struct sk_buff *skb,
 	return 0;
 }
 
-SEC(ENTRY "nf_hook_slow")
-int BPF_ENTRY(hook_enter_1, struct sk_buff *skb, struct nf_hook_state *state)
-{
-	return hook_copy(ctx, skb, state, 1);
-}
+#define HOOK_COPY(nth)                                                         \
+	SEC(ENTRY "nf_hook_slow")                                              \
+	int BPF_ENTRY(hook_enter_##nth, struct sk_buff *skb,                   \
+		      struct nf_hook_state *state)                             \
+	{                                                                      \
+		return hook_copy(ctx, skb, state, nth);                        \
+	}
 
-SEC(ENTRY "nf_hook_slow")
-int BPF_ENTRY(hook_enter_2, struct sk_buff *skb, struct nf_hook_state *state)
-{
-	return hook_copy(ctx, skb, state, 2);
-}
-
-SEC(ENTRY "nf_hook_slow")
-int BPF_ENTRY(hook_enter_3, struct sk_buff *skb, struct nf_hook_state *state)
-{
-	return hook_copy(ctx, skb, state, 3);
-}
-
-SEC(ENTRY "nf_hook_slow")
-int BPF_ENTRY(hook_enter_4, struct sk_buff *skb, struct nf_hook_state *state)
-{
-	return hook_copy(ctx, skb, state, 4);
-}
-
-SEC(ENTRY "nf_hook_slow")
-int BPF_ENTRY(hook_enter_5, struct sk_buff *skb, struct nf_hook_state *state)
-{
-	return hook_copy(ctx, skb, state, 5);
-}
+HOOK_COPY(1)
+HOOK_COPY(2)
+HOOK_COPY(3)
+HOOK_COPY(4)
+HOOK_COPY(5)
 
 #endif
 

@@ -68,7 +68,7 @@ fi
 `
 
 // TestInterleaved holds the rules that nftrace names against those that each packet
-// must have matched, where calls of ipt_do_table overlap. Boot with preempt=full
+// must have matched, where calls of ipt_do_table overlap. Boot with preempt=full, or 7.x
 // (make test-interleave): without it, tasks do not preempt one another in the kernel.
 func TestInterleaved(t *testing.T) {
 	needVM(t)
