@@ -166,6 +166,33 @@ static __always_inline void without_private_stack(void *ctx)
 }
 
 /*
+ * Who is in hook_enter, where a task cannot be kept from being preempted there: what a probe
+ * works in is the CPU's, for tasks and for softirqs. Another task that comes meanwhile has to pass.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 16384);
+	__type(key, u32);
+	__type(value, u8);
+} hook_taken SEC(".maps");
+
+#define shares_hook (tasks_preempt && !has_preempt_disable)
+
+static __always_inline bool take_hook(u32 place, struct sk_buff *skb)
+{
+	struct journey *j;
+	u8 yes = 1;
+
+	if (!bpf_map_update_elem(&hook_taken, &place, &yes, BPF_NOEXIST))
+		return true;
+	count_loss(LOSS_SKIPPED);
+	j = journey_of(skb);
+	if (j)
+		j->seq++; /* a hole in the path */
+	return false;
+}
+
+/*
  * net/netfilter/core.c:nf_hook_slow: every packet at every hook passes here.
  *
  * The kernel skips a program that is hit while it runs on the same CPU. Where tasks
@@ -176,12 +203,22 @@ static __always_inline void without_private_stack(void *ctx)
 SEC(ENTRY "nf_hook_slow")
 int BPF_ENTRY(hook_enter, struct sk_buff *skb, struct nf_hook_state *state)
 {
+	u32 place;
+
 	without_private_stack(ctx);
 	if (hook_copies == 1 && !live && passes(skb, state))
 		return 0;
 	if (tasks_preempt && has_preempt_disable)
 		bpf_preempt_disable();
+	if (shares_hook) {
+		place = bpf_get_smp_processor_id() << 1 |
+			in_softirq(this_cpu());
+		if (!take_hook(place, skb))
+			return 0;
+	}
 	hook(sp_of(ctx), skb, state, false);
+	if (shares_hook)
+		bpf_map_delete_elem(&hook_taken, &place);
 	if (tasks_preempt && has_preempt_disable)
 		bpf_preempt_enable();
 	return 0;

@@ -26,6 +26,7 @@ const (
 	NftraceKprobeMapFilterIfaces       = "filter_ifaces"
 	NftraceKprobeMapFilterNetns        = "filter_netns"
 	NftraceKprobeMapFrames             = "frames"
+	NftraceKprobeMapHookTaken          = "hook_taken"
 	NftraceKprobeMapJourneys           = "journeys"
 	NftraceKprobeMapKept               = "kept"
 	NftraceKprobeMapLosses             = "losses"
@@ -263,6 +264,7 @@ type NftraceKprobeMapSpecs struct {
 	FilterIfaces *ebpf.MapSpec `ebpf:"filter_ifaces"`
 	FilterNetns  *ebpf.MapSpec `ebpf:"filter_netns"`
 	Frames       *ebpf.MapSpec `ebpf:"frames"`
+	HookTaken    *ebpf.MapSpec `ebpf:"hook_taken"`
 	Journeys     *ebpf.MapSpec `ebpf:"journeys"`
 	Kept         *ebpf.MapSpec `ebpf:"kept"`
 	Losses       *ebpf.MapSpec `ebpf:"losses"`
@@ -382,6 +384,7 @@ type NftraceKprobeMaps struct {
 	FilterIfaces *ebpf.Map `ebpf:"filter_ifaces"`
 	FilterNetns  *ebpf.Map `ebpf:"filter_netns"`
 	Frames       *ebpf.Map `ebpf:"frames"`
+	HookTaken    *ebpf.Map `ebpf:"hook_taken"`
 	Journeys     *ebpf.Map `ebpf:"journeys"`
 	Kept         *ebpf.Map `ebpf:"kept"`
 	Losses       *ebpf.Map `ebpf:"losses"`
@@ -411,6 +414,7 @@ func (m *NftraceKprobeMaps) Close() error {
 		m.FilterIfaces,
 		m.FilterNetns,
 		m.Frames,
+		m.HookTaken,
 		m.Journeys,
 		m.Kept,
 		m.Losses,

@@ -539,6 +539,7 @@ const (
 	NftraceMapFilterNetns      = "filter_netns"
 	NftraceMapFrames           = "frames"
 	NftraceMapHookProgram      = "hook_program"
+	NftraceMapHookTaken        = "hook_taken"
 	NftraceMapJourneys         = "journeys"
 	NftraceMapKept             = "kept"
 	NftraceMapLosses           = "losses"
@@ -766,6 +767,7 @@ type NftraceMapSpecs struct {
 	FilterNetns  *ebpf.MapSpec `ebpf:"filter_netns"`
 	Frames       *ebpf.MapSpec `ebpf:"frames"`
 	HookProgram  *ebpf.MapSpec `ebpf:"hook_program"`
+	HookTaken    *ebpf.MapSpec `ebpf:"hook_taken"`
 	Journeys     *ebpf.MapSpec `ebpf:"journeys"`
 	Kept         *ebpf.MapSpec `ebpf:"kept"`
 	Losses       *ebpf.MapSpec `ebpf:"losses"`
@@ -885,6 +887,7 @@ type NftraceMaps struct {
 	FilterNetns  *ebpf.Map `ebpf:"filter_netns"`
 	Frames       *ebpf.Map `ebpf:"frames"`
 	HookProgram  *ebpf.Map `ebpf:"hook_program"`
+	HookTaken    *ebpf.Map `ebpf:"hook_taken"`
 	Journeys     *ebpf.Map `ebpf:"journeys"`
 	Kept         *ebpf.Map `ebpf:"kept"`
 	Losses       *ebpf.Map `ebpf:"losses"`
@@ -914,6 +917,7 @@ func (m *NftraceMaps) Close() error {
 		m.FilterNetns,
 		m.Frames,
 		m.HookProgram,
+		m.HookTaken,
 		m.Journeys,
 		m.Kept,
 		m.Losses,
