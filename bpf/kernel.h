@@ -372,4 +372,11 @@ enum skb_drop_reason { SKB_DROP_REASON_NETFILTER_DROP = 1 };
 #define __verified_once_mem static __noinline
 #endif
 
+/* A part of a function that is one of its own with kprobes, which need too much stack together. */
+#ifndef NFTRACE_KPROBE
+#define __apart __always_inline
+#else
+#define __apart __noinline
+#endif
+
 #endif

@@ -1349,8 +1349,8 @@ static __noinline int plan_make(struct where *w, struct frame *f, u64 head,
 }
 
 /* net/netfilter/x_tables.c: the tables of a namespace that a hook runs through. */
-static __always_inline void find_tables(struct where *w, struct frame *f,
-					struct net *net)
+static __apart int find_tables(struct where *w, struct frame *f,
+			       struct net *net)
 {
 	u32 pf = f->rec.place.pf;
 	struct find_tables t = {
@@ -1360,18 +1360,19 @@ static __always_inline void find_tables(struct where *w, struct frame *f,
 
 	if (!xt.on ||
 	    (pf != NFPROTO_IPV4 && pf != NFPROTO_IPV6 && pf != NFPROTO_ARP))
-		return;
+		return 0;
 	if (plan_use(w, f))
-		return;
+		return 0;
 	t.head = xt_tables_of(net, xt.pernet_id, pf);
 	if (!t.head)
-		return;
+		return 0;
 	newest = read_u64(t.head);
 	if (!newest)
-		return;
+		return 0;
 	t.node = newest;
 	loop(2 * MAX_TABLES, 2 * MAX_TABLES, find_table, &t);
 	plan_make(w, f, t.head, newest);
+	return 0;
 }
 
 struct find_free {
