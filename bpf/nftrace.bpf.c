@@ -168,10 +168,11 @@ static __always_inline void without_private_stack(void *ctx)
 /*
  * Who is in hook_enter, where a task cannot be kept from being preempted there: what a probe
  * works in is the CPU's, for tasks and for softirqs. Another task that comes meanwhile has to pass.
+ * Resized at load.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 16384);
+	__uint(max_entries, 2);
 	__type(key, u32);
 	__type(value, u8);
 } hook_taken SEC(".maps");

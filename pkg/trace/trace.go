@@ -243,6 +243,7 @@ func configure(spec *ebpf.CollectionSpec, o Options) error {
 	spec.Maps[bpf.NftraceMapFrames].MaxEntries = frames
 	spec.Maps[bpf.NftraceMapXtSnap].MaxEntries = frames*blocks + uint32(cpus)*uint32(bpf.NftraceLimitsKEPT)
 	spec.Maps[bpf.NftraceMapCpus].MaxEntries = uint32(cpus)
+	spec.Maps[bpf.NftraceMapHookTaken].MaxEntries = 2 * uint32(cpus)
 	if o.BufferBytes != 0 {
 		spec.Maps[bpf.NftraceMapRecords].MaxEntries = uint32(o.BufferBytes)
 	}
