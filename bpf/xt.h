@@ -204,7 +204,6 @@ __verified_once u64 tab_walk_block(u32 on, u32 b, u64 at, u32 pf)
 	return w.at;
 }
 
-/* All blocks of it. */
 struct tab_blocks {
 	u64 at;
 	u32 on, pf;
@@ -216,13 +215,21 @@ static long tab_walk_next(u32 b, struct tab_blocks *w)
 	return !w->at;
 }
 
+/* All blocks of it; at is the first entry of all. Returns 0 if one could not be read. */
+__verified_once u64 tab_walk(u32 on, u32 blocks, u64 at, u32 pf)
+{
+	struct tab_blocks w = { .at = at, .on = on, .pf = pf };
+
+	loop(blocks, MAX_BLOCKS, tab_walk_next, &w);
+	return w.at;
+}
+
 /*
  * The table at info, made known if it is new. NULL: it has more entries than
  * there is room for, or could not be read.
  */
 static __noinline struct xt_tab *tab_make(u64 info, u32 pf, u32 on)
 {
-	struct tab_blocks w = { .on = on, .pf = pf };
 	struct xt_tab *tab;
 
 	tab = bpf_map_lookup_elem(&xt_tab_scratch, &on);
@@ -239,12 +246,8 @@ static __noinline struct xt_tab *tab_make(u64 info, u32 pf, u32 on)
 	if (!tab->number || tab->blocks > snap_blocks ||
 	    tab->blocks > MAX_BLOCKS)
 		return NULL;
-	if (nr_cpus > 1) {
-		w.at = tab->entries;
-		loop(tab->blocks, MAX_BLOCKS, tab_walk_next, &w);
-		if (!w.at)
-			return NULL;
-	}
+	if (nr_cpus > 1 && !tab_walk(on, tab->blocks, tab->entries, pf))
+		return NULL;
 	/* Not instead of what a softirq made known meanwhile: there is one generation. */
 	bpf_map_update_elem(&xt_tables, &info, tab, BPF_NOEXIST);
 	return bpf_map_lookup_elem(&xt_tables, &info);
@@ -475,6 +478,7 @@ enum sweep_mode {
 struct sweep {
 	struct frame *f;
 	struct scratch *s;
+	u32 n, on;
 };
 
 /* One block of it. */
@@ -482,6 +486,8 @@ struct block_sweep {
 	struct frame *f;
 	struct scratch *s;
 	struct block *old;
+	u32 n, on;
+	u32 key; /* of old in xt_snap */
 };
 
 /*
@@ -553,6 +559,24 @@ static long sweep_entry(u32 i, struct block_sweep *b)
 	return 0;
 }
 
+#ifdef NFTRACE_KPROBE
+/* The same, looked at once by the verifier, which follows each round. */
+__verified_once int sweep_part(u32 i, u32 n, u32 on, u32 key)
+{
+	struct block_sweep b = {};
+
+	b.f = frame_at(n);
+	b.s = bpf_map_lookup_elem(&scratches, &on);
+	b.old = bpf_map_lookup_elem(&xt_snap, &key);
+	if (!b.f || !b.s || !b.old)
+		return 1;
+	return nr_cpus == 1 ? sweep_entry(i, &b) : compare_batch(i, &b);
+}
+
+#define sweep_entry(i, b)   sweep_part(i, (b)->n, (b)->on, (b)->key)
+#define compare_batch(i, b) sweep_entry(i, b)
+#endif
+
 /* Whether what is kept of a table is what its counters are. */
 static __always_inline bool kept_holds(const struct kept *k,
 				       const struct hook_table *ht, u64 chain)
@@ -564,7 +588,9 @@ static __always_inline bool kept_holds(const struct kept *k,
 /* Copies or compares one block of counters, and goes on to the next. */
 static long sweep_block(u32 nr, struct sweep *s)
 {
-	struct block_sweep part = { .f = s->f, .s = s->s };
+	struct block_sweep part = {
+		.f = s->f, .s = s->s, .n = s->n, .on = s->on
+	};
 	struct cursor *c = &s->s->c;
 	struct frame *f = s->f;
 	u64 t = bounded(c->table, 7), n, up, at, private;
@@ -593,6 +619,7 @@ static long sweep_block(u32 nr, struct sweep *s)
 	} else {
 		key = c->snap + ft->snap + b;
 	}
+	part.key = key;
 	part.old = bpf_map_lookup_elem(&xt_snap, &key);
 	if (!part.old)
 		return 1;
@@ -645,7 +672,7 @@ static long sweep_block(u32 nr, struct sweep *s)
 /* The same, looked at once by the verifier, for each of many blocks. */
 __verified_once int sweep_next(u32 n, u32 on)
 {
-	struct sweep s = {};
+	struct sweep s = { .n = n, .on = on };
 
 	s.f = frame_at(n);
 	s.s = bpf_map_lookup_elem(&scratches, &on);
