@@ -166,28 +166,32 @@ static __always_inline void without_private_stack(void *ctx)
 }
 
 /*
- * Who is in hook_enter, where a task cannot be kept from being preempted there: what a probe
- * works in is the CPU's, for tasks and for softirqs. Another task that comes meanwhile has to pass.
- * Resized at load.
+ * Which CPU has a task in hook_enter, where it cannot be kept from being preempted there: what a
+ * probe of a task works in is the CPU's. Another task that comes meanwhile has to pass. Resized at
+ * load.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 2);
+	__uint(max_entries, 1);
 	__type(key, u32);
 	__type(value, u8);
 } hook_taken SEC(".maps");
 
 #define shares_hook (tasks_preempt && !has_preempt_disable)
 
-static __always_inline bool take_hook(u32 place, struct sk_buff *skb)
+static __always_inline bool take_hook(u64 sp, u32 cpu, struct sk_buff *skb,
+				      struct nf_hook_state *state)
 {
 	struct journey *j;
 	u8 yes = 1;
 
-	if (!bpf_map_update_elem(&hook_taken, &place, &yes, BPF_NOEXIST))
+	if (!bpf_map_update_elem(&hook_taken, &cpu, &yes, BPF_NOEXIST))
 		return true;
-	count_loss(LOSS_SKIPPED);
 	j = journey_of(skb);
+	/* An earlier copy may have been here. */
+	if (j && open_frames && same_call(sp, state, j))
+		return false;
+	count_loss(LOSS_SKIPPED);
 	if (j)
 		j->seq++; /* a hole in the path */
 	return false;
@@ -204,22 +208,23 @@ static __always_inline bool take_hook(u32 place, struct sk_buff *skb)
 SEC(ENTRY "nf_hook_slow")
 int BPF_ENTRY(hook_enter, struct sk_buff *skb, struct nf_hook_state *state)
 {
-	u32 place;
+	bool takes = false;
+	u32 cpu;
 
 	without_private_stack(ctx);
 	if (hook_copies == 1 && !live && passes(skb, state))
 		return 0;
 	if (tasks_preempt && has_preempt_disable)
 		bpf_preempt_disable();
-	if (shares_hook) {
-		place = bpf_get_smp_processor_id() << 1 |
-			in_softirq(this_cpu());
-		if (!take_hook(place, skb))
+	if (shares_hook && !in_softirq(this_cpu())) {
+		cpu = bpf_get_smp_processor_id();
+		takes = take_hook(sp_of(ctx), cpu, skb, state);
+		if (!takes)
 			return 0;
 	}
 	hook(sp_of(ctx), skb, state, false);
-	if (shares_hook)
-		bpf_map_delete_elem(&hook_taken, &place);
+	if (takes)
+		bpf_map_delete_elem(&hook_taken, &cpu);
 	if (tasks_preempt && has_preempt_disable)
 		bpf_preempt_enable();
 	return 0;
@@ -484,17 +489,19 @@ SEC(TRACEPOINT "sched_switch")
 int BPF_PROG(sched_switch, bool preempt, struct task_struct *prev,
 	     struct task_struct *next)
 {
+	struct frame *f;
 	struct where w;
 	u32 n;
 
 	if (!open_task_frames || !where_am_i(&w, ON_SWITCH))
 		return 0;
-	frame_left(frame_top(&w));
+	frame_left(&w, frame_top(&w));
 	frame_stop(&w);
 	w.task = (u64)next;
 	n = frame_top(&w);
-	if (n) {
-		frame_came(&w, n);
+	f = frame_at(n);
+	if (f) {
+		frame_came(&w, f);
 		frame_start(&w, n);
 	}
 	return 0;

@@ -120,6 +120,8 @@ type NftraceFrame struct {
 	Flowtable    uint64
 	Percpu       uint64
 	Skipped      [4]uint64
+	NftMissed    uint32
+	_            [4]byte
 	NftRule      uint64
 	NftBasechain uint64
 	NftType      uint32

@@ -70,17 +70,26 @@ static __always_inline void nft_count_skipped(u64 *skipped, u64 percpu)
 	}
 }
 
-/* Whether there may have been a call since that all copies missed. */
-static __always_inline bool nft_all_skipped(const u64 *skipped, u64 percpu)
+/* Which copies were skipped since: a bit for each, and for those that are not there. */
+static __always_inline u32 nft_skipped(const u64 *skipped, u64 percpu)
 {
+	u32 all = 0;
+
 #pragma unroll
 	for (int i = 0; i < NFT_COPIES; i++) {
-		if (i && !tasks_preempt)
-			break;
-		if (nft_stats[i] && skipped[i] == nft_misses(i, percpu))
-			return false;
+		if ((i && !tasks_preempt) || !nft_stats[i] ||
+		    skipped[i] != nft_misses(i, percpu))
+			all |= 1U << i;
 	}
-	return true;
+	return all;
+}
+
+/* Whether there may have been a call that all copies missed; before are those of nft_skipped. */
+static __always_inline bool nft_all_skipped(const u64 *skipped, u32 before,
+					    u64 percpu)
+{
+	return (before | nft_skipped(skipped, percpu)) ==
+	       (1U << NFT_COPIES) - 1;
 }
 
 /* Whether some of the probes are kprobes, where those of the hooks are not. */

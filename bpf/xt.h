@@ -264,10 +264,12 @@ struct frame_table {
 	u32 slot; /* in kept */
 };
 
+#define FRAME_OPENS (~0ULL)
+
 /* A call of nf_hook_slow for a followed packet. */
 struct frame {
 	u64 sp;	  /* where in the stack the call is; 0: free */
-	u64 task; /* whose stack; 0: a softirq's */
+	u64 task; /* whose stack; 0: a softirq's; FRAME_OPENS: nobody's yet */
 	u64 skb;
 	u64 jid;
 	u64 net;   /* struct net * */
@@ -290,6 +292,7 @@ struct frame {
 	u64 flowtable; /* struct nf_flowtable * that the packet is in; 0: none */
 	u64 percpu;    /* where->percpu of the CPU that skipped is of */
 	u64 skipped[NFT_COPIES]; /* nft_count_skipped() when it came there */
+	u32 nft_missed; /* a bit for each copy that was skipped before that */
 	/* What nf_tables called the probe with last; no base chain: it has not yet. */
 	u64 nft_rule, nft_basechain;
 	u32 nft_type;
@@ -803,9 +806,17 @@ static __noinline int frame_start(struct where *w, u32 n)
 	}
 	c->bad = 0;
 	sweep(n, w->on, SWEEP_COPY);
-	/* At the end of a softirq that came meanwhile this was done anew. */
-	if (f->epoch != epoch)
+	/*
+	 * At the end of a softirq that came meanwhile this was done anew. But what was read before
+	 * it came may have been stored behind that.
+	 */
+	if (f->epoch != epoch) {
+		epoch = f->epoch;
 		seq = recseq_again(w->percpu);
+		sweep(n, w->on, SWEEP_COPY);
+		if (f->epoch != epoch)
+			c->bad |= REC_F_TORN;
+	}
 	f->recseq = seq;
 	*(volatile u32 *)&w->c->running = n;
 	if (recseq_again(w->percpu) != seq)
@@ -1024,6 +1035,20 @@ static __always_inline void frame_send(struct where *w, u32 n,
 		frame_send_of(w, f, j, skb);
 }
 
+/* Marks a part of a call within which something that nf_tables did may have been missed. */
+static __noinline int frame_missed(struct where *w, struct frame *f)
+{
+	/*
+	 * Of a task that came here unseen nobody knows. But a packet may leave its hook, wait for
+	 * an answer of ARP, and be let go by another CPU.
+	 */
+	if (nft_stats[0] &&
+	    ((f->task && f->task == w->task && f->percpu != w->percpu) ||
+	     nft_all_skipped(f->skipped, f->nft_missed, f->percpu)))
+		f->rec.hdr.flags |= REC_F_NFTMISSED;
+	return 0;
+}
+
 /*
  * Ends a frame that does not have the CPU; skb, if not NULL, is still its packet, and j
  * its journey, if that is at hand.
@@ -1042,17 +1067,12 @@ static __noinline int frame_end(struct where *w, u32 n, struct sk_buff *skb,
 		if (c && c->running == n)
 			f->rec.hdr.flags |= REC_F_TORN;
 	}
-	/*
-	 * Of a task that came here unseen nobody knows. But a packet may leave its hook, wait for
-	 * an answer of ARP, and be let go by another CPU.
-	 */
-	if (nft_stats[0] &&
-	    ((f->task && f->task == w->task && f->percpu != w->percpu) ||
-	     nft_all_skipped(f->skipped, f->percpu)))
-		f->rec.hdr.flags |= REC_F_NFTMISSED;
+	frame_missed(w, f);
 	key = f->skb;
-	if (!j || j->id != f->jid)
+	if (!j || j->id != f->jid) {
 		j = bpf_map_lookup_elem(&journeys, &key);
+		skb = NULL; /* is another one */
+	}
 	if (j && j->id == f->jid) {
 		j->frame = 0;
 		frame_send(w, n, j, skb);
@@ -1106,24 +1126,26 @@ static __always_inline u32 frame_top(struct where *w)
 
 /*
  * The task of frame n goes, or has come: what the CPU skips in between is of others, and
- * another CPU counts for itself.
+ * another CPU counts for itself. Calls of nf_tables' probe may be under way: of its copies
+ * some may be skipped before, and the others behind.
  */
-static __always_inline void frame_left(u32 n)
+static __always_inline void frame_left(struct where *w, u32 n)
 {
 	struct frame *f = frame_at(n);
 
-	if (f && nft_stats[0] && nft_all_skipped(f->skipped, f->percpu))
+	if (!f || !nft_stats[0])
+		return;
+	/* It was the task's inner one that came here. */
+	if (f->percpu != w->percpu)
 		f->rec.hdr.flags |= REC_F_NFTMISSED;
+	f->nft_missed |= nft_skipped(f->skipped, f->percpu);
 }
 
-static __always_inline void frame_came(struct where *w, u32 n)
+static __noinline int frame_came(struct where *w, struct frame *f)
 {
-	struct frame *f = frame_at(n);
-
-	if (!f)
-		return;
 	f->percpu = w->percpu;
 	nft_count_skipped(f->skipped, w->percpu);
+	return 0;
 }
 
 /* The innermost frame of this stack goes on. */
@@ -1446,7 +1468,9 @@ frame_open(struct where *w, u64 sp, struct sk_buff *skb,
 		j->seq++; /* a hole in the path */
 		return;
 	}
-	f->task = w->task;
+	/* Nobody's, but taken, until it is whole: a softirq may come and look for frames. */
+	*(volatile u64 *)&f->task = FRAME_OPENS;
+	*(volatile u64 *)&f->sp = sp;
 	f->skb = (u64)skb;
 	f->jid = j->id;
 	f->net = (u64)net;
@@ -1479,12 +1503,12 @@ frame_open(struct where *w, u64 sp, struct sk_buff *skb,
 	f->nft_base = 0;
 	f->nft_basechain = 0;
 	f->flowtable = 0;
-	f->percpu = w->percpu;
-	nft_count_skipped(f->skipped, w->percpu);
+	f->nft_missed = 0;
+	frame_came(w, f);
 
-	f->sp = sp;
-	__sync_fetch_and_add(&open_frames, 1);
 	task = w->task;
+	*(volatile u64 *)&f->task = task;
+	__sync_fetch_and_add(&open_frames, 1);
 	if (task) {
 		u32 pool = w->cpu * FRAMES, *had;
 
@@ -1511,12 +1535,15 @@ static __always_inline bool frame_split(struct where *w, struct sk_buff *skb,
 	if (!f || !where_am_i(w, on))
 		return false;
 	frame_stop(w);
+	frame_missed(w, f);
 	frame_send(w, n, j, skb);
 	f->split++;
 	f->first = 0;
 	f->rec.hdr.flags &= REC_F_NOTABLE;
 	f->rec.nhits = 0;
 	f->rec.runs = 0;
+	f->nft_missed = 0;
+	frame_came(w, f);
 	frame_start(w, n);
 	return true;
 }
