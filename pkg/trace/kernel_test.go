@@ -276,3 +276,22 @@ func TestBackendsAlike(t *testing.T) {
 		}
 	}
 }
+
+// Of copies, one that ran is enough.
+func TestSkippedCalls(t *testing.T) {
+	for _, tt := range []struct {
+		what   string
+		misses map[string]uint64
+		want   uint64
+	}{
+		{"nothing", nil, 0},
+		{"programs that are there once", map[string]uint64{"nat": 2, "nat_icmp": 3, "nat_icmp6": 5, "nft_trace": 7}, 17},
+		{"copies that are numbered", map[string]uint64{"hook_enter_1": 11, "hook_enter_2": 3, "hook_enter_3": 2}, 2},
+		{"a first one and its copies", map[string]uint64{"nft_trace": 11, "nft_trace_1": 7, "nft_trace_2": 0, "nft_trace_info": 5}, 5},
+		{"both, and others", map[string]uint64{"hook_enter_1": 4, "hook_enter_2": 3, "nft_trace": 2, "nft_trace_1": 5, "deliver_ip": 1, "deliver_ip6": 1}, 7},
+	} {
+		if got := skippedCalls(tt.misses); got != tt.want {
+			t.Errorf("%s: %d, want %d", tt.what, got, tt.want)
+		}
+	}
+}

@@ -243,7 +243,7 @@ func configure(spec *ebpf.CollectionSpec, o Options) error {
 	spec.Maps[bpf.NftraceMapFrames].MaxEntries = frames
 	spec.Maps[bpf.NftraceMapXtSnap].MaxEntries = frames*blocks + uint32(cpus)*uint32(bpf.NftraceLimitsKEPT)
 	spec.Maps[bpf.NftraceMapCpus].MaxEntries = uint32(cpus)
-	spec.Maps[bpf.NftraceMapHookTaken].MaxEntries = 2 * uint32(cpus)
+	spec.Maps[bpf.NftraceMapHookTaken].MaxEntries = uint32(cpus)
 	if o.BufferBytes != 0 {
 		spec.Maps[bpf.NftraceMapRecords].MaxEntries = uint32(o.BufferBytes)
 	}
@@ -825,9 +825,9 @@ type Losses struct {
 	RingBuffer uint64 // records: the buffer was full
 	Journeys   uint64 // packets: too many under way at once
 	Frames     uint64 // calls of hooks: too many open at once on a CPU
-	// Probes counts hits of probes that the kernel skipped (recursion), but of those that are
-	// there more than once. Of kprobes: packets that were met while they were skipped, and
-	// returns of functions.
+	// Probes counts hits of probes that the kernel skipped (recursion); of those that are there
+	// more than once, it is no less. Of kprobes: packets that were met while they were skipped,
+	// and returns of functions.
 	Probes uint64
 }
 
@@ -852,23 +852,44 @@ func (t *Tracer) Losses() (Losses, error) {
 			*field += n
 		}
 	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
 	for _, c := range t.colls {
-		hookCopied := c.Programs[bpf.NftraceProgHookEnter1] != nil
-		nftCopied := c.Programs[copyName(bpf.NftraceProgNftTrace, 1)] != nil
+		misses := map[string]uint64{}
 		for name, p := range c.Programs {
-			// Of copies one is enough.
-			if strings.HasPrefix(name, bpf.NftraceProgHookEnter) && hookCopied ||
-				strings.HasPrefix(name, bpf.NftraceProgNftTrace) && nftCopied {
-				continue
+			if t.links[name] == nil {
+				continue // others jump to it
 			}
 			stats, err := p.Stats()
 			if err != nil {
 				return l, fmt.Errorf("read the counts of skipped probes: %w", err)
 			}
-			l.Probes += stats.RecursionMisses
+			misses[name] = stats.RecursionMisses
 		}
+		l.Probes += skippedCalls(misses)
 	}
 	return l, nil
+}
+
+// skippedCalls is how many calls of functions were skipped, by how often the kernel skipped each
+// program that is attached. Of copies one is enough: at most as many calls were skipped by all of them
+// as by the one that skipped least.
+func skippedCalls(misses map[string]uint64) uint64 {
+	least := map[string]uint64{}
+	for name, n := range misses {
+		of := strings.TrimRight(name, "0123456789")
+		if !strings.HasSuffix(of, "_") {
+			of = name + "_" // no copy, or the first
+		}
+		if had, ok := least[of]; !ok || n < had {
+			least[of] = n
+		}
+	}
+	var sum uint64
+	for _, n := range least {
+		sum += n
+	}
+	return sum
 }
 
 // Live is the number of packets that are followed at this moment.
