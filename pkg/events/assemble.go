@@ -12,6 +12,10 @@ import (
 // settle is how long after its end a journey is kept open for records that still come.
 const settle = 20 * time.Millisecond
 
+// underWay is the most packets that the probes follow at once (journeys in bpf/maps.h). Where many
+// more are open, the records of ends were lost.
+const underWay = 16384
+
 // usualSteps is room for the steps of a packet that is forwarded through all tables.
 const usualSteps = 20
 
@@ -22,8 +26,9 @@ type Assembler struct {
 	// then. The step is valid during the call only.
 	OnRun func(*Step)
 
-	open openDrafts
-	last *draft // the one of open that the newest record belonged to, if any
+	open   openDrafts
+	opened int    // how many there are in it
+	last   *draft // the one of open that the newest record belonged to, if any
 	// Those of open that ended, in the order of their ends.
 	firstEnded, lastEnded *draft
 
@@ -73,8 +78,9 @@ type draft struct {
 	matched bool
 	hooked  bool // a hook's record came
 	endedAt time.Duration
-	next    *draft // that ended
-	beside  *draft // in one list of openDrafts
+	lastAt  time.Duration // when the newest record came
+	next    *draft        // that ended
+	beside  *draft        // in one list of openDrafts
 }
 
 // call is the call of a hook that the newest record belongs to; what comes next tells
@@ -131,6 +137,9 @@ func (a *Assembler) Add(raw []byte) ([]*Journey, error) {
 	if d := a.firstEnded; d != nil && d.endedAt <= a.now-settle {
 		a.takeEnded(a.now - settle)
 	}
+	if a.opened > 2*underWay {
+		a.finishSilent()
+	}
 	return a.done, nil
 }
 
@@ -143,8 +152,8 @@ func (a *Assembler) Idle(now time.Duration) []*Journey {
 	return a.done
 }
 
-// Flush returns all journeys, ended or not, as Add does.
-func (a *Assembler) Flush() []*Journey {
+// Flush returns all journeys, ended or not, as Add does; live is how many packets are followed still.
+func (a *Assembler) Flush(live uint64) []*Journey {
 	a.reuse()
 	a.takeEnded(1<<63 - 1)
 	var rest []*draft
@@ -155,11 +164,35 @@ func (a *Assembler) Flush() []*Journey {
 	}
 	slices.SortFunc(rest, func(x, y *draft) int { return cmp.Compare(x.j.ID, y.j.ID) })
 	for _, d := range rest {
+		if live == 0 {
+			d.j.Lost++ // that of its end
+		}
 		a.finish(d)
 	}
-	a.open = openDrafts{}
+	a.open, a.opened = openDrafts{}, 0
 	a.last = nil
 	return a.done
+}
+
+// finishSilent finishes the journeys that were not heard of for longest, until no more are left than
+// there can be: records of their ends were lost.
+func (a *Assembler) finishSilent() {
+	a.takeEnded(a.now)
+	var silent []*draft
+	for d := range a.open.all {
+		if !d.j.ended && d != a.last {
+			silent = append(silent, d)
+		}
+	}
+	slices.SortFunc(silent, func(x, y *draft) int { return cmp.Compare(x.lastAt, y.lastAt) })
+	for _, d := range silent[:max(0, len(silent)-underWay)] {
+		d.j.Lost++
+		if d.matched {
+			a.finish(d)
+		} else {
+			a.close(d)
+		}
+	}
 }
 
 func (a *Assembler) takeEnded(until time.Duration) {
@@ -176,6 +209,7 @@ func (a *Assembler) takeEnded(until time.Duration) {
 // close forgets a draft.
 func (a *Assembler) close(d *draft) {
 	a.open.remove(d)
+	a.opened--
 	if a.last == d {
 		a.last = nil
 	}
@@ -246,6 +280,7 @@ func (a *Assembler) draft(h *bpf.NftraceRecHdr) *draft {
 		}
 		d.j.Start, d.named = ns(h.Ts), a.named
 		a.open.add(d)
+		a.opened++
 	}
 	a.last = d
 	return d
@@ -276,6 +311,7 @@ func (a *Assembler) record(h *bpf.NftraceRecHdr, raw []byte) error {
 		d.nft.gap = true
 	}
 	d.nextSeq = h.Seq + 1
+	d.lastAt = a.now
 	if h.Flags&uint32(bpf.NftraceRecFlagREC_F_TENTATIVE) == 0 {
 		d.matched = true
 	}

@@ -381,14 +381,14 @@ func TestUnfinishedJourneysComeWithFlush(t *testing.T) {
 	if js := s.journeys(); len(js) != 0 {
 		t.Fatalf("%d journeys before the end", len(js))
 	}
-	js := a.Flush()
+	js := a.Flush(1)
 	if len(js) != 1 || js[0].Outcome.Kind != OutUnknown {
 		t.Fatalf("Flush gave %+v", js)
 	}
 	if st := js[0].Steps; len(st) != 1 || st[0].Kind != StepHook || st[0].Verdict != VerdictUnknown {
 		t.Errorf("steps %+v, want the hook that it is in", st)
 	}
-	if again := a.Flush(); len(again) != 0 {
+	if again := a.Flush(1); len(again) != 0 {
 		t.Fatalf("Flush gave %d journeys twice", len(again))
 	}
 }
@@ -420,7 +420,7 @@ func TestHoles(t *testing.T) {
 		s.filter(HookPreRouting)
 		s.seq++
 		tt.next(s)
-		js := append(s.journeys(), s.a.Flush()...)
+		js := append(s.journeys(), s.a.Flush(1)...)
 		if len(js) != 1 {
 			t.Fatalf("%s: %d journeys", tt.name, len(js))
 		}
@@ -434,6 +434,58 @@ func TestHoles(t *testing.T) {
 		if j.Outcome.Kind != tt.outcome || j.Outcome.Step != -1 {
 			t.Errorf("%s: %+v", tt.name, j.Outcome)
 		}
+	}
+}
+
+// If nothing is followed any more, the records of ends were lost.
+func TestFlushOfLostEnds(t *testing.T) {
+	for live, lost := range map[uint64]uint64{0: 1, 1: 0} {
+		a := NewAssembler()
+		s := newScript(t, a, 7)
+		s.first(HookPreRouting, 0)
+		if js := a.Flush(live); len(js) != 1 || js[0].Lost != lost || a.Stats().Lost != lost {
+			t.Errorf("%d followed: Flush gave %+v, of which %d are lost; want one with %d", live, js, a.Stats().Lost, lost)
+		}
+	}
+}
+
+// Journeys whose ends were lost are not kept for ever: those that were heard of last are.
+func TestLostEnds(t *testing.T) {
+	a := NewAssembler()
+	done := map[uint64]uint64{}
+	last := newScript(t, a, 1)
+	last.first(HookPreRouting, 0)
+	const n = 3*underWay + 7
+	for jid := uint64(2); jid <= n; jid++ {
+		s := newScript(t, a, jid)
+		s.now = last.now
+		s.first(HookPreRouting, 0)
+		if jid%1009 == 0 {
+			// The first one goes on.
+			last.now = s.now
+			last.part(part{hook: HookForward})
+		} else {
+			last.now = s.now
+		}
+		for _, j := range s.done {
+			done[j.ID] = j.Lost
+		}
+	}
+	if a.opened > 2*underWay || len(done)+a.opened != n {
+		t.Errorf("%d are open, %d done, of %d", a.opened, len(done), n)
+	}
+	for jid, lost := range done {
+		if jid == 1 || jid > n-underWay || lost != 1 {
+			t.Fatalf("journey %d was given up, with %d lost", jid, lost)
+		}
+	}
+	if got := a.Stats(); got.Lost != uint64(len(done)) || got.Packets != got.Lost {
+		t.Errorf("%+v, want %d lost", got, len(done))
+	}
+	last.end(0)
+	last.now += uint64(time.Second)
+	if js := a.Idle(time.Duration(last.now)); len(js) != 1 || js[0].ID != 1 || js[0].Lost != 0 || js[0].HalfSeen != "" {
+		t.Errorf("the one that went on: %+v", js)
 	}
 }
 
@@ -455,7 +507,7 @@ func TestTentative(t *testing.T) {
 	if j := s.journey(); len(j.Steps) != 2 {
 		t.Fatalf("want the whole path, got %+v", j)
 	}
-	if got := len(a.Flush()); got != 0 {
+	if got := len(a.Flush(1)); got != 0 {
 		t.Fatalf("%d journeys left", got)
 	}
 }
@@ -995,7 +1047,7 @@ func TestTooLate(t *testing.T) {
 	s.end(0)
 	s.journey()
 	s.xmit()
-	if js := a.Flush(); len(js) != 1 || js[0].ID != 7 || len(js[0].Steps) != 1 || js[0].HalfSeen == "" {
+	if js := a.Flush(1); len(js) != 1 || js[0].ID != 7 || len(js[0].Steps) != 1 || js[0].HalfSeen == "" {
 		t.Errorf("Flush gave %+v", js)
 	}
 }
@@ -1055,6 +1107,10 @@ func TestTuple(t *testing.T) {
 		{"cut off", Packet{Family: PFIPv4, Data: make([]byte, 19)}, Tuple{}, false},
 		{"hop-by-hop, then UDP", v6(0, 17, 0, 0, 0, 0, 0, 0, 0, 0, 53, 0, 54, 0, 8, 0, 0),
 			Tuple{17, netip.AddrPortFrom(addr("::1"), 53), netip.AddrPortFrom(addr("::2"), 54)}, false},
+		{"authentication, then UDP", v6(51, 17, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 53, 0, 54, 0, 8, 0, 0),
+			Tuple{17, netip.AddrPortFrom(addr("::1"), 53), netip.AddrPortFrom(addr("::2"), 54)}, false},
+		{"authentication, cut off", v6(51, 17, 1, 0, 0, 0, 0, 0, 0, 0, 0),
+			Tuple{51, netip.AddrPortFrom(addr("::1"), 0), netip.AddrPortFrom(addr("::2"), 0)}, false},
 		{"later fragment", v6(44, 17, 0, 0, 8, 0, 0, 0, 1, 0, 53, 0, 54),
 			Tuple{17, netip.AddrPortFrom(addr("::1"), 0), netip.AddrPortFrom(addr("::2"), 0)}, true},
 	} {
@@ -1111,7 +1167,7 @@ func FuzzAdd(f *testing.F) {
 			}
 			check(js)
 		}
-		check(a.Flush())
+		check(a.Flush(1))
 		left := 0
 		for range a.open.all {
 			left++

@@ -74,7 +74,16 @@ func (d *draft) addShot(p *bpf.NftracePkt, between bool) {
 // nftEnds tells whether a run of a base chain is over with what nf_tables told.
 func nftEnds(r *bpf.NftraceRecNft) bool {
 	return r.What == uint8(bpf.NftraceNftWhatNFT_DID_POLICY) ||
-		r.What == uint8(bpf.NftraceNftWhatNFT_DID_RULE) && r.Code >= 0
+		r.What == uint8(bpf.NftraceNftWhatNFT_DID_RULE) && nftCode(r) >= 0
+}
+
+// nftCode is a verdict as NFTEvent has it. The upper half of NF_QUEUE's is the queue's number, of which
+// the upper ones are no sign.
+func nftCode(r *bpf.NftraceRecNft) int {
+	if r.Code < NFTReturn {
+		return int(uint32(r.Code))
+	}
+	return int(r.Code)
 }
 
 const (
@@ -140,7 +149,7 @@ func (a *Assembler) nftRun(d *draft, part *Part, recs []nftRecord, alone bool) {
 	t.NFT, t.EBT = &t.nft, nil
 	for i := range recs {
 		r := &recs[i].rec
-		e := NFTEvent{What: NFTWhat(r.What), Rule: r.Rule, Chain: r.Chain, Code: int(r.Code), Packet: recs[i].packet}
+		e := NFTEvent{What: NFTWhat(r.What), Rule: r.Rule, Chain: r.Chain, Code: nftCode(r), Packet: recs[i].packet}
 		if e.Packet == nil {
 			e.Packet = &part.Before
 			e.Unsure = part.AfterNAT && part.Before.Data == nil // it was not seen
@@ -172,7 +181,7 @@ func (a *Assembler) nftRun(d *draft, part *Part, recs []nftRecord, alone bool) {
 	t.nft.Behind = recs[len(recs)-1].changed
 	if nftEnds(last) {
 		// NF_QUEUE has the queue's number in the upper half.
-		s.Verdict = int(last.Code) & 0xff
+		s.Verdict = nftCode(last) & 0xff
 	}
 	if a.OnRun != nil {
 		a.OnRun(s)

@@ -178,6 +178,7 @@ func TestNFTRuns(t *testing.T) {
 		{"twice, by its policy", func(s *script) { s.nft(nftEnd, nftAccept, nftEnd, nftAccept); hook(s) }, "xmit",
 			"7.1=accept end@0 policy@0, 7.1=accept end@0 policy@0, FORWARD=accept, xmit"},
 		{"queued", func(s *script) { s.nft(nftRule(5, 11<<16|NFQueue)); hook(s) }, "end", "7.1=queue r5@0, FORWARD=?"},
+		{"queued to a number of 16 bits", func(s *script) { s.nft(nftRule(5, 0xffff<<16|NFQueue)); hook(s) }, "end", "7.1=queue r5@0, FORWARD=?"},
 		{"stolen by a rule that told", func(s *script) { s.nft(nftRule(5, NFStolen)); hook(s) }, "end", "7.1=stolen r5@0, FORWARD=?"},
 		{"gone before its rule told", func(s *script) { s.nft(nftRule(5, NFTJump), nftRule(6, NFTContinue)); hook(s) }, "end",
 			"7.1=stolen r5@0 r6@0 gone, FORWARD=?"},
@@ -480,6 +481,7 @@ func TestNFTOutcome(t *testing.T) {
 		{NFDrop, true, Outcome{Kind: OutDropped, Step: 0, Rule: -1}},
 		{NFStolen, false, Outcome{Kind: OutStolen, Step: 0, Rule: -1}},
 		{3<<16 | NFQueue, false, Outcome{Kind: OutQueued, Step: 0, Rule: -1}},
+		{40009<<16 | NFQueue, false, Outcome{Kind: OutQueued, Step: 0, Rule: -1}}, // negative, in 32 bits
 		{NFAccept, true, Outcome{Kind: OutDropped, Step: 1, Rule: -1}},
 		{NFTContinue, false, Outcome{Kind: OutStolen, Step: 0, Rule: -1}},
 	} {

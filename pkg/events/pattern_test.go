@@ -136,7 +136,7 @@ func TestPatternsAreFound(t *testing.T) {
 		s := newScript(t, a, jid)
 		s.now += jid * 1_000_000_000
 		v(s)
-		js, p := a.Flush(), (*Pattern)(nil)
+		js, p := a.Flush(1), (*Pattern)(nil)
 		if st := js[0].Steps[0]; st.Table != nil {
 			p = st.Table.Part.Pattern
 		}
@@ -219,7 +219,7 @@ func TestPatternsAreBounded(t *testing.T) {
 			p.gen = gen
 			p.hits[0].Index = uint32(gen)
 			s.part(p)
-			a.Flush()
+			a.Flush(1)
 		}
 	}
 	kept := 0
@@ -254,7 +254,7 @@ func TestPatternsTakeTurns(t *testing.T) {
 			p.hits[0].Index = uint32(gen)
 			p.tables, p.runs = p.tables[:1], 1
 			s.part(p)
-			a.Flush()
+			a.Flush(1)
 		}
 		if told != 2 {
 			t.Fatalf("pattern %d and the first: told of %d new ones, want 2", other, told)

@@ -57,7 +57,7 @@ func (p *Packet) fragment() bool {
 			case next == 44:
 				return true
 			case next != 0 && next != 43 && next != 60, len(b) < 8, len(b) < 8+int(b[1])*8:
-				return false
+				return false // behind an authentication header is no fragment's
 			}
 			next, b = b[0], b[8+int(b[1])*8:]
 		}
@@ -75,6 +75,11 @@ func ipv6Payload(next uint8, b []byte) (proto uint8, payload []byte, later bool)
 				return next, nil, false
 			}
 			next, b = b[0], b[8+int(b[1])*8:]
+		case 51: // authentication
+			if len(b) < 8 || len(b) < 8+int(b[1])*4 {
+				return next, nil, false
+			}
+			next, b = b[0], b[8+int(b[1])*4:]
 		case 44: // fragment
 			if len(b) < 8 {
 				return next, nil, false

@@ -176,7 +176,7 @@ func (r *nftRunning) back() {
 func verdictName(code int32) string {
 	// The upper half of NF_QUEUE's is the queue's number and flags.
 	names := []string{"DROP", "ACCEPT", "STOLEN", "QUEUE", "REPEAT"}
-	if n := int(code & 0xff); code >= 0 && n < len(names) {
+	if n := int(code & 0xff); (code >= 0 || code < unix.NFT_RETURN) && n < len(names) {
 		return names[n]
 	}
 	return fmt.Sprintf("verdict %d", code)
