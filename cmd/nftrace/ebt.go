@@ -223,9 +223,7 @@ func (r *resolver) ebtPath(rs *ebtRuleset, s *events.Step) (*ebtPath, error) {
 		line.TracePrefix = render.TracePrefix(s, &line)
 		p.rules = append(p.rules, line)
 	}
-	if len(rs.paths) >= maxPaths {
-		clear(rs.paths)
-	}
+	r.roomForPath()
 	rs.paths[string(key)] = p
 	return p, nil
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 )
 
@@ -21,8 +22,8 @@ type generations[K comparable, V interface {
 // maxKept bounds what is kept, in rules; the newest leastKept rulesets are kept whatever they
 // have.
 const (
-	maxKept   = 1 << 19
-	leastKept = 64
+	maxKept   = 1 << 17
+	leastKept = 8
 )
 
 // get returns what is known of a generation, the zero V if nothing is.
@@ -51,6 +52,29 @@ func (g *generations[K, V]) keep(id K, rs V) {
 		g.order = g.order[1:]
 		g.total -= g.known[oldest].size()
 		delete(g.known, oldest)
+	}
+}
+
+// forget forgets those that gone says of.
+func (g *generations[K, V]) forget(gone func(K) bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.order = slices.DeleteFunc(g.order, func(id K) bool {
+		if !gone(id) {
+			return false
+		}
+		g.total -= g.known[id].size()
+		delete(g.known, id)
+		return true
+	})
+}
+
+// each calls f for all that are known.
+func (g *generations[K, V]) each(f func(V)) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, rs := range g.known {
+		f(rs)
 	}
 }
 

@@ -2,6 +2,7 @@ package main
 
 import (
 	"errors"
+	"slices"
 	"sync"
 	"testing"
 )
@@ -54,5 +55,24 @@ func TestFindGeneration(t *testing.T) {
 				t.Error("reading is still held")
 			}
 		})
+	}
+}
+
+// What is forgotten is not counted either, and the others stay.
+func TestForgetGenerations(t *testing.T) {
+	var g generations[int, *someRules]
+	for id := range 7 {
+		g.keep(id, &someRules{})
+	}
+	g.forget(func(id int) bool { return id%2 == 0 })
+	g.keep(0, &someRules{})
+	var left []int
+	for id := range 7 {
+		if g.get(id) != nil {
+			left = append(left, id)
+		}
+	}
+	if want := []int{0, 1, 3, 5}; !slices.Equal(left, want) || g.total != len(want) || len(g.order) != len(want) {
+		t.Errorf("left %v, %d in order, sizes %d; want %v", left, len(g.order), g.total, want)
 	}
 }

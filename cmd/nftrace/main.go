@@ -9,14 +9,21 @@ import (
 	"os/signal"
 	"runtime/debug"
 	"syscall"
+	"time"
 )
+
+// again is how long after a first signal another one is taken to be the same.
+const again = time.Second
 
 func main() {
 	// What is alive is little, what passes through is much: collect it less often.
 	debug.SetGCPercent(400)
-	// A reader that goes away is an error of the write, not a death.
-	signal.Ignore(syscall.SIGPIPE)
+	// A reader that goes away is an error of the write, not a death. What is ignored would be by the
+	// command behind --, too.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	// Who asks again, for it does not end, is obeyed at once. Some ask twice (timeout).
+	context.AfterFunc(ctx, func() { time.AfterFunc(again, stop) })
 	status := run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr)
 	stop()
 	os.Exit(status)

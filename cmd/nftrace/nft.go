@@ -101,6 +101,19 @@ func (r *nftRulesets) find(id nftID) *nftRuleset {
 	}, func(err error) *nftRuleset { return &nftRuleset{err: err} })
 }
 
+// firstGen is the generation that the first change of a namespace's nf_tables makes.
+const firstGen = 2
+
+// committed reads what is there now, after the kernel told that it made a generation. The first one
+// is that of a new namespace: what had its inode number before is no more. (Who follows a namespace
+// keeps it alive.)
+func (r *nftRulesets) committed(id nftID) {
+	if id.gen == firstGen && r.followed(id.netns) == nil {
+		r.forget(func(old nftID) bool { return old.netns == id.netns })
+	}
+	r.find(id)
+}
+
 func (r *nftRulesets) keepNFT(ns *symbolize.Namespace, now *symbolize.NFTRuleset) (nftID, *nftRuleset) {
 	id := nftID{ns.Inode, now.Gen}
 	rs := &nftRuleset{NFTRuleset: now, ns: ns, paths: map[string]*nftPath{}}
@@ -365,9 +378,7 @@ func (r *resolver) nftPath(rs *nftRuleset, s *events.Step) (*nftPath, error) {
 		table.NFT, named.Table = &run, &table
 		p.rules[i].TracePrefix = render.TracePrefix(&named, &p.rules[i])
 	}
-	if len(rs.paths) >= maxPaths {
-		clear(rs.paths)
-	}
+	r.roomForPath()
 	rs.paths[string(r.key)] = p
 	return p, nil
 }

@@ -604,3 +604,30 @@ func TestNFTChangesAddresses(t *testing.T) {
 		}
 	}
 }
+
+// The first change of a namespace's nf_tables is a new namespace's: nothing is known of it that was
+// known of one that had its number before.
+func TestNamespaceAgain(t *testing.T) {
+	r := newNFTRulesets(&symbolize.System{}, nil, &speaker{})
+	old := &nftRuleset{NFTRuleset: &symbolize.NFTRuleset{}}
+	for _, id := range []nftID{{77, 2}, {77, 3}, {78, 2}, {78, 3}} {
+		r.keep(id, old)
+	}
+	r.committed(nftID{77, 3})
+	if r.get(nftID{77, 2}) != old {
+		t.Error("a later change is taken for the first one")
+	}
+	r.committed(nftID{77, firstGen})
+	if rs := r.get(nftID{77, 2}); rs == old || r.get(nftID{77, 3}) != nil {
+		t.Errorf("of the old namespace is known %+v, %+v", rs, r.get(nftID{77, 3}))
+	}
+	if r.get(nftID{78, 2}) != old || r.get(nftID{78, 3}) != old {
+		t.Error("another namespace was forgotten")
+	}
+	// Who follows a namespace keeps it alive.
+	r.followers[78] = &nftFollower{netns: 78}
+	r.committed(nftID{78, firstGen})
+	if r.get(nftID{78, 2}) != old {
+		t.Error("a namespace that is followed was forgotten")
+	}
+}

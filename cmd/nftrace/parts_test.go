@@ -45,7 +45,7 @@ func (p *player) play(records [][]byte) string {
 			p.t.Fatalf("%d journeys, %v", len(done), err)
 		}
 	}
-	js := p.s.asm.Flush()
+	js := p.s.asm.Flush(1)
 	for _, j := range js {
 		j.ID, j.Start = 0, 0
 		for i := range j.Steps {

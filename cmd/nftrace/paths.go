@@ -8,8 +8,19 @@ import (
 	"github.com/nftrace/nftrace/pkg/symbolize"
 )
 
-// maxPaths bounds what is kept for one ruleset.
-const maxPaths = 4096
+// maxPaths bounds what is kept for all rulesets together.
+const maxPaths = 1 << 14
+
+// roomForPath is to be called before a path is kept: where there are too many, all are forgotten.
+func (r *resolver) roomForPath() {
+	if r.paths++; r.paths <= maxPaths {
+		return
+	}
+	r.paths = 1
+	r.tables.each(func(rs *ruleset) { rs.paths = pathCache{} })
+	r.nft.each(func(rs *nftRuleset) { clear(rs.paths) })
+	r.eb.each(func(rs *ebtRuleset) { clear(rs.paths) })
+}
 
 // knownPath is what walk made of a run, with the texts of the rules.
 type knownPath struct {
@@ -51,7 +62,7 @@ func (c *pathCache) get(hook uint8, key []byte) *knownPath {
 }
 
 func (c *pathCache) put(key []byte, p *knownPath) {
-	if c.all == nil || len(c.all) >= maxPaths {
+	if c.all == nil {
 		c.all = map[string]*knownPath{}
 	}
 	p.key = string(key)

@@ -25,6 +25,7 @@ type resolver struct {
 	recent     [256]*ruleset     // some of tables, for most packets meet the same few
 	names      map[uint32]string // of namespaces, by inode
 	unresolved uint64
+	paths      int    // that were kept since all were forgotten
 	key        []byte // where keys of pathCache are made
 	runs       []tableRun
 }
@@ -246,6 +247,7 @@ func (r *resolver) path(s *events.Step, rs *ruleset, plain bool) *knownPath {
 		}
 		known = r.known(rs, s, path, verdict)
 		known.plain, known.looked = same, looked
+		r.roomForPath()
 		rs.paths.put(r.key, known)
 	}
 	known.taken(s)

@@ -719,3 +719,30 @@ func hits(in ...int) []events.Hit {
 	}
 	return out
 }
+
+// Paths are bounded for all rulesets together.
+func TestPathsAreBounded(t *testing.T) {
+	r := newResolver(nil, newRulesets(nil, nil, nil), newNFTRulesets(nil, nil, nil), nil, false)
+	r.eb = newEBTRulesets(r.tables)
+	legacy := &ruleset{id: events.TableID{Gen: 7}}
+	nft := &nftRuleset{paths: map[string]*nftPath{"a": {}}}
+	ebt := &ebtRuleset{id: events.TableID{Gen: 7}, paths: map[string]*ebtPath{"a": {}}}
+	r.tables.keep(legacy)
+	r.nft.keep(nftID{77, 2}, nft)
+	r.eb.generations.keep(ebt.id, ebt)
+	kept := func() int { return len(legacy.paths.all) + len(nft.paths) + len(ebt.paths) }
+	key := make([]byte, 8)
+	for n := range uint64(maxPaths) {
+		binary.NativeEndian.PutUint64(key, n)
+		r.roomForPath()
+		legacy.paths.put(key, &knownPath{})
+	}
+	legacy.paths.get(1, key)
+	if got := kept(); got != maxPaths+2 {
+		t.Errorf("%d paths are kept, want %d", got, maxPaths+2)
+	}
+	r.roomForPath()
+	if got := kept(); got != 0 || legacy.paths.get(1, key) != nil {
+		t.Errorf("%d paths are kept, want none", got)
+	}
+}

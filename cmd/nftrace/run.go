@@ -259,6 +259,8 @@ func (s *session) loop(ctx context.Context, stdin io.Reader, stderr io.Writer) e
 		}
 		if now := time.Now(); now.After(nextModules) {
 			nextModules = now.Add(moduleTick)
+			// Another namespace may have got the number of one that is no more.
+			clear(s.res.names)
 			if err := s.attachModules(); err != nil {
 				return err
 			}
@@ -331,7 +333,7 @@ func (s *session) readTables(ctx context.Context) error {
 		case err != nil:
 			return fmt.Errorf("read the news of tables: %w", err)
 		case t.ID == events.TableID{}:
-			s.nft.find(nftID{t.Netns, t.NFT})
+			s.nft.committed(nftID{t.Netns, t.NFT})
 		case t.PF == events.PFBridge:
 			s.eb.replaced(t.Netns, t.Name)
 		default:
@@ -442,10 +444,11 @@ func (s *session) finish(wait time.Duration) error {
 		return err
 	}
 	end := time.Now().Add(wait)
+	var live uint64
 	for {
 		// Asked before reading: the last packet's records are there when it is 0.
-		live, err := s.tracer.Live()
-		if err != nil {
+		var err error
+		if live, err = s.tracer.Live(); err != nil {
 			return err
 		}
 		empty, err := s.read(time.Now().Add(tick))
@@ -456,7 +459,7 @@ func (s *session) finish(wait time.Duration) error {
 			break
 		}
 	}
-	if err := s.print(s.asm.Flush()); err != nil {
+	if err := s.print(s.asm.Flush(live)); err != nil {
 		return err
 	}
 	return s.flush()

@@ -684,6 +684,34 @@ func TestEnds(t *testing.T) {
 			t.Errorf("%d packets: %s", n, p.stderr.String())
 		}
 	})
+	t.Run("command takes signals", func(t *testing.T) {
+		p := spawn(t, "h", nil, "nftrace", "--", "grep", "SigIgn", "/proc/self/status")
+		if s := p.status(); s != 0 || !strings.Contains(p.stderr.String(), "SigIgn:\t0000000000000000\n") {
+			t.Errorf("status %d: %s", s, p.stderr.String())
+		}
+	})
+	t.Run("reader stands still", func(t *testing.T) {
+		r, w, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer r.Close()
+		p := attached(t, "h", func(c *exec.Cmd) { c.Stdout = w }, "--format", "trace", "icmp")
+		w.Close()
+		pingAll(t, "h", 307, "127.0.0.1") // more than a pipe holds
+		eventually(t, "the end, by a signal", func() bool {
+			p.cmd.Process.Signal(syscall.SIGINT)
+			select {
+			case <-p.ended:
+				return true
+			default:
+				return false
+			}
+		})
+		if s := p.cmd.ProcessState.Sys().(syscall.WaitStatus); !s.Signaled() || s.Signal() != syscall.SIGINT {
+			t.Errorf("ended with %v: %s", p.cmd.ProcessState, p.stderr.String())
+		}
+	})
 	t.Run("quiet", func(t *testing.T) {
 		p := spawn(t, "h", nil, "nftrace", "-q", "--", "true")
 		if p.want(0); p.stderr.String() != "" {
