@@ -208,7 +208,6 @@ static __always_inline bool take_hook(u64 sp, u32 cpu, struct sk_buff *skb,
 SEC(ENTRY "nf_hook_slow")
 int BPF_ENTRY(hook_enter, struct sk_buff *skb, struct nf_hook_state *state)
 {
-	bool takes = false;
 	u32 cpu;
 
 	without_private_stack(ctx);
@@ -218,13 +217,14 @@ int BPF_ENTRY(hook_enter, struct sk_buff *skb, struct nf_hook_state *state)
 		bpf_preempt_disable();
 	if (shares_hook && !in_softirq(this_cpu())) {
 		cpu = bpf_get_smp_processor_id();
-		takes = take_hook(sp_of(ctx), cpu, skb, state);
-		if (!takes)
+		if (!take_hook(sp_of(ctx), cpu, skb, state))
 			return 0;
 	}
 	hook(sp_of(ctx), skb, state, false);
-	if (takes)
+	if (shares_hook && !in_softirq(this_cpu())) {
+		cpu = bpf_get_smp_processor_id();
 		bpf_map_delete_elem(&hook_taken, &cpu);
+	}
 	if (tasks_preempt && has_preempt_disable)
 		bpf_preempt_enable();
 	return 0;

@@ -70,16 +70,19 @@ static __always_inline void nft_count_skipped(u64 *skipped, u64 percpu)
 	}
 }
 
+#define ALL_COPIES ((1U << NFT_COPIES) - 1)
+
 /* Which copies were skipped since: a bit for each, and for those that are not there. */
 static __always_inline u32 nft_skipped(const u64 *skipped, u64 percpu)
 {
-	u32 all = 0;
+	u32 all = ALL_COPIES;
 
 #pragma unroll
 	for (int i = 0; i < NFT_COPIES; i++) {
-		if ((i && !tasks_preempt) || !nft_stats[i] ||
-		    skipped[i] != nft_misses(i, percpu))
-			all |= 1U << i;
+		if (i && !tasks_preempt)
+			break;
+		if (nft_stats[i] && skipped[i] == nft_misses(i, percpu))
+			all &= ~(1U << i);
 	}
 	return all;
 }
@@ -88,8 +91,7 @@ static __always_inline u32 nft_skipped(const u64 *skipped, u64 percpu)
 static __always_inline bool nft_all_skipped(const u64 *skipped, u32 before,
 					    u64 percpu)
 {
-	return (before | nft_skipped(skipped, percpu)) ==
-	       (1U << NFT_COPIES) - 1;
+	return (before | nft_skipped(skipped, percpu)) == ALL_COPIES;
 }
 
 /* Whether some of the probes are kprobes, where those of the hooks are not. */

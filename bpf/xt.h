@@ -947,6 +947,9 @@ static __always_inline int send_frame(u64 now, u32 on, struct frame *f,
 	struct scratch *s;
 	u64 n;
 
+	if (nft_stats[0] &&
+	    nft_all_skipped(f->skipped, f->nft_missed, f->percpu))
+		flags |= REC_F_NFTMISSED;
 	if (f->morphed) {
 		f->morphed = 0;
 		skb = NULL;
@@ -1035,20 +1038,6 @@ static __always_inline void frame_send(struct where *w, u32 n,
 		frame_send_of(w, f, j, skb);
 }
 
-/* Marks a part of a call within which something that nf_tables did may have been missed. */
-static __noinline int frame_missed(struct where *w, struct frame *f)
-{
-	/*
-	 * Of a task that came here unseen nobody knows. But a packet may leave its hook, wait for
-	 * an answer of ARP, and be let go by another CPU.
-	 */
-	if (nft_stats[0] &&
-	    ((f->task && f->task == w->task && f->percpu != w->percpu) ||
-	     nft_all_skipped(f->skipped, f->nft_missed, f->percpu)))
-		f->rec.hdr.flags |= REC_F_NFTMISSED;
-	return 0;
-}
-
 /*
  * Ends a frame that does not have the CPU; skb, if not NULL, is still its packet, and j
  * its journey, if that is at hand.
@@ -1067,7 +1056,13 @@ static __noinline int frame_end(struct where *w, u32 n, struct sk_buff *skb,
 		if (c && c->running == n)
 			f->rec.hdr.flags |= REC_F_TORN;
 	}
-	frame_missed(w, f);
+	/*
+	 * Of a task that came here unseen nobody knows. But a packet may leave its hook, wait for
+	 * an answer of ARP, and be let go by another CPU.
+	 */
+	if (nft_stats[0] && f->task && f->task == w->task &&
+	    f->percpu != w->percpu)
+		f->rec.hdr.flags |= REC_F_NFTMISSED;
 	key = f->skb;
 	if (!j || j->id != f->jid) {
 		j = bpf_map_lookup_elem(&journeys, &key);
@@ -1141,11 +1136,10 @@ static __always_inline void frame_left(struct where *w, u32 n)
 	f->nft_missed |= nft_skipped(f->skipped, f->percpu);
 }
 
-static __noinline int frame_came(struct where *w, struct frame *f)
+static __always_inline void frame_came(struct where *w, struct frame *f)
 {
 	f->percpu = w->percpu;
 	nft_count_skipped(f->skipped, w->percpu);
-	return 0;
 }
 
 /* The innermost frame of this stack goes on. */
@@ -1535,15 +1529,12 @@ static __always_inline bool frame_split(struct where *w, struct sk_buff *skb,
 	if (!f || !where_am_i(w, on))
 		return false;
 	frame_stop(w);
-	frame_missed(w, f);
 	frame_send(w, n, j, skb);
 	f->split++;
 	f->first = 0;
 	f->rec.hdr.flags &= REC_F_NOTABLE;
 	f->rec.nhits = 0;
 	f->rec.runs = 0;
-	f->nft_missed = 0;
-	frame_came(w, f);
 	frame_start(w, n);
 	return true;
 }

@@ -40,7 +40,7 @@ func TestNamespaceNumberAgain(t *testing.T) {
 		sh(t, fmt.Sprintf(`ip -n %s link set lo up
 ip netns exec %s nft 'table ip t { chain out { type filter hook output priority 0; %s; }; }'`, ns, ns, rule))
 		pingAll(t, ns, 7, "127.0.0.1")
-		eventually(t, "the packets of "+ns, func() bool { return strings.Count(p.stdout.String(), "in namespace "+ns+"\n") >= 14 })
+		eventually(t, "the packets of "+ns, func() bool { return strings.Count(p.stdout.String(), "delivered locally in namespace "+ns+"\n") >= 14 })
 		if out := p.stdout.String(); strings.Count(out, `comment "`+ns+`"`) != 14 {
 			t.Errorf("%d packets met the rule of %s, want 14:\n%s", strings.Count(out, `comment "`+ns+`"`), ns, out)
 		}
