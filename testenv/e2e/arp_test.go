@@ -210,9 +210,13 @@ func runARP(t *testing.T, program string, c *arpCase, w *watch) (packets, lines 
 	for line := range strings.Lines(c.hits) {
 		words := strings.Fields(line)
 		for _, w := range words[1:] {
+			rules := len(last.chains[words[0]].rules)
 			n, err := strconv.Atoi(w)
-			if err != nil {
-				n = len(last.chains[words[0]].rules) + 1
+			switch {
+			case err != nil:
+				n = rules + 1
+			case n < 1 || n > rules:
+				t.Errorf("chain %s has %d rules, none is %s", words[0], rules, w)
 			}
 			if met, counted := hits[arpRule{words[0], n}]; counted && met == 0 {
 				t.Errorf("%s %s was not met", words[0], w)
