@@ -65,7 +65,7 @@
 //	                   "FAMILY TABLE CHAIN NUMBER…"; a NUMBER may be policy or end
 //	-- families --     families besides inet (bridge, arp, netdev) that the oracle traces from
 //	                   their first hooks on
-//	-- not on 6.1 --   why the rules do not load there
+//	-- not on 6.1 --   why the case is left out there
 //
 // TestInterleaved (make test-interleave) holds rules against ports, where packets
 // meet in one table.

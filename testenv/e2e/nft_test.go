@@ -34,7 +34,7 @@ type nftTruth struct {
 	hits []string
 	// families are those besides inet in which the oracle marks packets, too.
 	families []string
-	// notOn says why a ruleset does not load, by the beginning of the kernel's release.
+	// notOn says why a ruleset is left out, by the beginning of the kernel's release.
 	notOn map[string]string
 }
 

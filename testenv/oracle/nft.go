@@ -117,11 +117,18 @@ func (o *NFT) start(ctx context.Context, families []string) error {
 		return err
 	}
 	for _, f := range families {
-		text, err := nftOracleTable(o.ns, f)
+		text, err := nftOracleTable(o.ns, f, netdevHooks)
 		if err != nil {
 			return err
 		}
-		if err := topo.Load(ctx, o.ns, "nft", text); err != nil {
+		err = topo.Load(ctx, o.ns, "nft", text)
+		if f == "netdev" && err != nil && strings.Contains(err.Error(), "Operation not supported") {
+			// Before Linux 5.16 there is no egress.
+			if text, err = nftOracleTable(o.ns, f, netdevHooks[:1]); err == nil {
+				err = topo.Load(ctx, o.ns, "nft", text)
+			}
+		}
+		if err != nil {
 			return err
 		}
 		o.families = append(o.families, f)
@@ -129,8 +136,11 @@ func (o *NFT) start(ctx context.Context, families []string) error {
 	return nil
 }
 
-// nftOracleTable is the table of one family that sets nf_trace of all packets.
-func nftOracleTable(ns, family string) (string, error) {
+var netdevHooks = []string{"ingress", "egress"}
+
+// nftOracleTable is the table of one family that sets nf_trace of all packets; netdev are the
+// hooks of family netdev that it does so at.
+func nftOracleTable(ns, family string, netdev []string) (string, error) {
 	hooks := []string{"prerouting", "output"}
 	device := ""
 	switch family {
@@ -138,7 +148,7 @@ func nftOracleTable(ns, family string) (string, error) {
 	case "arp":
 		hooks[0] = "input"
 	case "netdev":
-		hooks = []string{"ingress", "egress"}
+		hooks = netdev
 		var names []string
 		err := topo.Within(ns, func() error {
 			links, err := net.Interfaces()
