@@ -117,16 +117,11 @@ func (o *NFT) start(ctx context.Context, families []string) error {
 		return err
 	}
 	for _, f := range families {
-		text, err := nftOracleTable(o.ns, f, netdevHooks)
-		if err != nil {
-			return err
-		}
-		err = topo.Load(ctx, o.ns, "nft", text)
+		hooks := oracleHooks[f]
+		err := loadOracleTable(ctx, o.ns, f, hooks)
 		if f == "netdev" && err != nil && strings.Contains(err.Error(), "Operation not supported") {
 			// Before Linux 5.16 there is no egress.
-			if text, err = nftOracleTable(o.ns, f, netdevHooks[:1]); err == nil {
-				err = topo.Load(ctx, o.ns, "nft", text)
-			}
+			err = loadOracleTable(ctx, o.ns, f, hooks[:1])
 		}
 		if err != nil {
 			return err
@@ -136,19 +131,21 @@ func (o *NFT) start(ctx context.Context, families []string) error {
 	return nil
 }
 
-var netdevHooks = []string{"ingress", "egress"}
+// oracleHooks are the hooks of a family at which the oracle's chains are.
+var oracleHooks = map[string][]string{
+	"inet":   {"prerouting", "output"},
+	"bridge": {"prerouting", "output"},
+	"arp":    {"input", "output"},
+	"netdev": {"ingress", "egress"},
+}
 
-// nftOracleTable is the table of one family that sets nf_trace of all packets; netdev are the
-// hooks of family netdev that it does so at.
-func nftOracleTable(ns, family string, netdev []string) (string, error) {
-	hooks := []string{"prerouting", "output"}
+// loadOracleTable loads the table of one family that sets nf_trace of all packets at some hooks.
+func loadOracleTable(ctx context.Context, ns, family string, hooks []string) error {
+	if len(hooks) == 0 {
+		return fmt.Errorf("no table of family %q", family)
+	}
 	device := ""
-	switch family {
-	case "inet", "bridge":
-	case "arp":
-		hooks[0] = "input"
-	case "netdev":
-		hooks = netdev
+	if family == "netdev" {
 		var names []string
 		err := topo.Within(ns, func() error {
 			links, err := net.Interfaces()
@@ -158,18 +155,17 @@ func nftOracleTable(ns, family string, netdev []string) (string, error) {
 			return err
 		})
 		if err != nil {
-			return "", err
+			return err
 		}
 		device = " devices = { " + strings.Join(names, ", ") + " }"
-	default:
-		return "", fmt.Errorf("no table of family %q", family)
 	}
 	var b strings.Builder
 	fmt.Fprintf(&b, "table %s %s {\n", family, NFTTable)
 	for _, h := range hooks {
 		fmt.Fprintf(&b, "\tchain %s {\n\t\ttype filter hook %s%s priority %d; policy accept;\n\t\tmeta nftrace set 1\n\t}\n", h, h, device, nftPriority)
 	}
-	return b.String() + "}\n", nil
+	b.WriteString("}\n")
+	return topo.Load(ctx, ns, "nft", b.String())
 }
 
 // Close takes the oracle's tables away.
