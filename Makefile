@@ -127,7 +127,7 @@ test-e2e-%: build/vm $$(addprefix $$(call bin,$$*),vm e2e.test traffic nftrace)
 		-dir /e2e -- /e2e/e2e.test -test.v -test.failfast=false -test.run '$(RUN)' $(if $(or $(SKIP.$*),$(SKIP)),-test.skip '$(or $(SKIP.$*),$(SKIP))') \
 		$(if $(NAMED),2>&1 | sed -u 's/^/$*| /')
 
-#: make test-churn          tables that are rewritten 50 times a second, for a minute by a clock that counts instructions; CHURN=307
+#: make test-churn          tables that are rewritten 50 times a second, for a minute by a clock that counts instructions; CHURN=613
 CHURN ?= 3001
 test-churn:
 	$(MAKE) test-e2e-6.12 RUN='^TestChurn$$$$' VMFLAGS='-icount -env NFTRACE_CHURN=$(CHURN)'

@@ -8,7 +8,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
-	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -47,25 +46,24 @@ func churnTables(n int) string {
 // the packets that a ruleset is rewritten there.
 func TestChurn(t *testing.T) {
 	needNftrace(t)
-	// By make test-churn the guest's clock counts instructions, and a generation lives 20 ms. By
-	// another clock an emulated CPU stands still now and then, while nftrace would have to read a
-	// ruleset: there it lives longer. With two CPUs, and elsewhere, only truth is held to anything.
-	packets, most, mostElsewhere, life := 1009, 0.02, 1., 100*time.Millisecond
-	if runtime.NumCPU() > 1 {
-		packets, most = 307, 1
-	}
+	// How many runs can be told is a matter of time: an emulated CPU that stands still for a moment
+	// keeps nftrace from reading a ruleset before the next one is there. So only make test-churn,
+	// where the guest's clock counts instructions, and a generation lives 20 ms, holds the share to
+	// anything: there only a collection of garbage, one in 15 s or more, may make nftrace miss one.
+	// By another clock all that is told must be true.
+	packets, most, life := 307, 1., 100*time.Millisecond
 	if s := os.Getenv("NFTRACE_CHURN"); s != "" {
 		var err error
 		if packets, err = strconv.Atoi(s); err != nil {
 			t.Fatalf("NFTRACE_CHURN: %v", err)
 		}
-		most, mostElsewhere, life = 0.001, 0.001, 20*time.Millisecond
+		most, life = 0.001, 20*time.Millisecond
 	}
 	host := []string{"nsenter", "--net=/run/netns/h"}
 	for _, c := range churns {
 		t.Run(c.name, func(t *testing.T) { c.test(t, packets, most, life, host) })
 	}
-	t.Run("elsewhere", func(t *testing.T) { churns[1].test(t, packets, mostElsewhere, life, nil) })
+	t.Run("elsewhere", func(t *testing.T) { churns[1].test(t, packets, most, life, nil) })
 }
 
 // test runs nftrace where the prefix leads; of all runs of the chain, most may be unresolved. A
@@ -143,6 +141,10 @@ func (c *churn) check(t *testing.T, packets int, most float64, output, stderr st
 	causes := map[string]int{}
 	for line := range strings.Lines(oracle.Without(output)) {
 		if m := churnNot.FindStringSubmatch(line); m != nil {
+			// Of a legacy table that is not known, the runs at other hooks are unresolved, too.
+			if !strings.HasSuffix(m[1], ":FORWARD") {
+				continue
+			}
 			unresolved++
 			causes[m[2]]++
 			continue
