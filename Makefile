@@ -18,7 +18,7 @@ build/arm64/%: export GOARCH = arm64
 
 .SECONDEXPANSION:
 .DELETE_ON_ERROR:
-.PHONY: help demo build install setup setup-vm setup-arm64 generate lint lint-go lint-bpf fmt fuzz cross clean vm test test-quick test-all test-unit test-live test-e2e test-e2e-lockdown test-e2e-no-btf test-churn test-interleave test-matrix test-truth test-arm64 test-builtin kernel-builtin setup-builtin bench
+.PHONY: help demo build install setup setup-vm setup-arm64 generate lint lint-go lint-bpf fmt fuzz cross clean vm test test-quick test-all test-unit test-live test-e2e test-e2e-lockdown test-e2e-no-btf test-churn test-interleave test-matrix test-truth test-arm64 test-builtin kernel-builtin setup-builtin bench pgo
 
 help:
 	@sed -n 's/^#: //p' $(MAKEFILE_LIST)
@@ -209,6 +209,15 @@ bench: build/vm build/bench build/nftrace
 	$(BENCH) -icount -- bench $(BENCHFLAGS) || status=1; \
 	$(BENCH) -- bench -attach || status=1; \
 	exit $$status
+
+#: make pgo                 measure anew what the compiler is to make fast (cmd/nftrace/default.pgo): packets, and starting
+pgo: build/vm
+	dir=$$(mktemp -d) && trap 'rm -rf "$$dir"' EXIT && \
+	$(GO) test -trimpath -c -o "$$dir/packet" ./cmd/nftrace && $(GO) test -trimpath -c -o "$$dir/open" ./pkg/trace && \
+	(cd "$$dir" && ./packet -test.run '^$$' -test.bench Packet -test.benchtime 10s -test.cpuprofile packet.prof) && \
+	build/vm -kernel $(KERNEL) -put "$$dir/open:/pgo/open" -dir /pgo -get "/pgo/open.prof:$$dir/open.prof" -- \
+		./open -test.run '^$$' -test.bench Open -test.benchtime 17x -test.cpuprofile open.prof && \
+	$(GO) tool pprof -proto -symbolize=none -output cmd/nftrace/default.pgo "$$dir"/*.prof
 
 build/bench: FORCE
 	$(GO) build -o $@ ./testenv/bench

@@ -36,6 +36,19 @@ func TestLackedFunction(t *testing.T) {
 	}
 }
 
+// BenchmarkOpen loads, attaches and detaches the probes. It is for a VM: see make pgo.
+func BenchmarkOpen(b *testing.B) {
+	for b.Loop() {
+		t, err := Open(Options{})
+		if err != nil {
+			b.Skip(err)
+		}
+		if err := t.Close(); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
 // A probe of an optional group is attached to a function of a module: where that is not there
 // can be seen.
 func TestOptionalGroups(t *testing.T) {
