@@ -14,6 +14,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -339,8 +340,9 @@ func ebKernel(lines []string) (map[string][]string, error) {
 	return out, nil
 }
 
-// ebTool is the same of nftrace's JSON; open are the packets of which a run is unresolved.
-func ebTool(data []byte, cause *regexp.Regexp) (out map[string][]string, open map[string]bool, packets int, err error) {
+// ebTool is the same of nftrace's JSON, but for each run of a table by itself, in the order in which
+// they began; open are the packets of which a run is unresolved.
+func ebTool(data []byte, cause *regexp.Regexp) (out map[string][][]string, open map[string]bool, packets int, err error) {
 	type packet struct {
 		Family       string
 		EtherType    int
@@ -412,27 +414,66 @@ func ebTool(data []byte, cause *regexp.Regexp) (out map[string][]string, open ma
 		}
 	}
 	slices.SortStableFunc(runs, func(a, b run) int { return int(a.at - b.at) })
-	out = map[string][]string{}
+	out = map[string][][]string{}
 	for _, r := range runs {
-		out[r.key] = append(out[r.key], r.rules...)
+		out[r.key] = append(out[r.key], r.rules)
 	}
 	return out, open, packets, nil
 }
 
-// compareEB holds both against each other.
-func compareEB(kernel, tool map[string][]string, open map[string]bool) error {
+// compareEB holds both against each other. Packets of one flow may run through tables at once, one
+// on each of some CPUs.
+func compareEB(kernel map[string][]string, tool map[string][][]string, open map[string]bool, cpus int) error {
 	var errs []error
-	for key, want := range kernel {
-		if got := tool[key]; !open[key] && !slices.Equal(want, got) {
-			errs = append(errs, fmt.Errorf("packets %s:\n  kernel  %s\n  nftrace %s", key, strings.Join(want, " "), strings.Join(got, " ")))
+	met := map[string][][]string{}
+	for key, runs := range tool {
+		for _, rules := range runs {
+			if len(rules) > 0 {
+				met[key] = append(met[key], rules)
+			}
 		}
 	}
-	for key, got := range tool {
-		if len(kernel[key]) == 0 && len(got) > 0 && !open[key] {
-			errs = append(errs, fmt.Errorf("packets %s: the kernel logged no rule, nftrace has %s", key, strings.Join(got, " ")))
+	for key, want := range kernel {
+		if got := met[key]; !open[key] && !madeOf(want, nil, got, cpus) {
+			errs = append(errs, fmt.Errorf("packets %s:\n  kernel  %s\n  nftrace %s", key, strings.Join(want, " "), strings.Join(slices.Concat(got...), " ")))
+		}
+	}
+	for key, got := range met {
+		if len(kernel[key]) == 0 && !open[key] {
+			errs = append(errs, fmt.Errorf("packets %s: the kernel logged no rule, nftrace has %s", key, strings.Join(slices.Concat(got...), " ")))
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// madeOf tells whether the lines of a log are those of some runs, all of them and each in its order,
+// where most of them at the most are under way at once. What is left of these is in open; of the
+// rest, one of the next most begins next.
+func madeOf(log []string, open, rest [][]string, most int) bool {
+	if len(log) == 0 {
+		return len(open) == 0 && len(rest) == 0
+	}
+	without := func(runs [][]string, i int) [][]string { return slices.Delete(slices.Clone(runs), i, i+1) }
+	next := func(open [][]string, run []string, rest [][]string) bool {
+		if run[0] != log[0] {
+			return false
+		}
+		if len(run) > 1 {
+			open = append(open, run[1:])
+		}
+		return madeOf(log[1:], open, rest, most)
+	}
+	for i, run := range open {
+		if next(without(open, i), run, rest) {
+			return true
+		}
+	}
+	for i, run := range rest[:min(most, len(rest))] {
+		if len(open) < most && next(slices.Clone(open), run, without(rest, i)) {
+			return true
+		}
+	}
+	return false
 }
 
 // TestTruthEB holds nftrace against what rules of ebtables log themselves: each rule that
@@ -483,10 +524,11 @@ func (c *ebTruth) needsOwn() bool { return c.unresolved != "" }
 
 // ebFound is what a comparison saw.
 type ebFound struct {
-	kernel, tool map[string][]string
-	open         map[string]bool
-	lines        []string
-	packets      int
+	kernel  map[string][]string
+	tool    map[string][][]string
+	open    map[string]bool
+	lines   []string
+	packets int
 }
 
 // check holds nftrace's JSON against what the kernel has logged since the case before.
@@ -504,7 +546,7 @@ func (c *ebTruth) check(kernel *kernelLines, out []byte, f *ebFound) (err error)
 	if f.tool, f.open, f.packets, err = ebTool(out, cause); err != nil {
 		return err
 	}
-	return compareEB(f.kernel, f.tool, f.open)
+	return compareEB(f.kernel, f.tool, f.open, runtime.NumCPU())
 }
 
 // runEB runs one case, under the nftrace that is there or one of its own.
@@ -542,8 +584,8 @@ func runEB(t *testing.T, c *ebTruth, kernel *kernelLines, w *watch) (packets, li
 		t.Errorf("%v\nrules:\n%s", err, c.rules)
 	}
 	kernel.next(f.lines)
-	for who, rules := range map[string]map[string][]string{"the kernel": f.kernel, "nftrace": f.tool} {
-		all := slices.Concat(slices.Collect(maps.Values(rules))...)
+	told := slices.Concat(slices.Collect(maps.Values(f.tool))...)
+	for who, all := range map[string][]string{"the kernel": slices.Concat(slices.Collect(maps.Values(f.kernel))...), "nftrace": slices.Concat(told...)} {
 		for _, h := range strings.Fields(c.hits) {
 			// nftrace may have all of it unresolved.
 			if !slices.Contains(all, h) {
@@ -566,7 +608,7 @@ func TestEBTablesAtStart(t *testing.T) {
 	tmp := t.TempDir()
 	shell(t.Context(), t, tmp, "setup", nil, truthSetup+"modprobe -a ebtable_broute ebtable_nat ebtable_filter\n")
 	send := "ip netns exec c2 traffic udp-send -n 7 172.17.0.2:9\n"
-	trace := func(name, script string) (hits map[string][]string) {
+	trace := func(name, script string) (hits map[string][][]string) {
 		t.Helper()
 		file := filepath.Join(tmp, name)
 		args := []string{"-v", "--format", "json", "-o", file, "udp port 9", "--", "sh", "-ec", script}
@@ -598,8 +640,8 @@ func TestEBTablesAtStart(t *testing.T) {
 	// nftrace sleeps until the table that the packets met is gone.
 	hits := trace("replaced", "kill -STOP $PPID\n"+send+rules("CONTINUE")+"kill -CONT $PPID\n")
 	var got []string
-	for _, rules := range hits {
-		got = append(got, rules...)
+	for _, runs := range hits {
+		got = append(got, slices.Concat(runs...)...)
 	}
 	var want []string
 	for range 7 {
@@ -643,10 +685,42 @@ func TestTruthEBFindsPlantedErrors(t *testing.T) {
 	} {
 		tool, open, _, err := ebTool([]byte(tt.text), nil)
 		if err == nil {
-			err = compareEB(kernel, tool, open)
+			err = compareEB(kernel, tool, open, 2)
 		}
 		if (err == nil) != tt.ok {
 			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func TestMadeOf(t *testing.T) {
+	for _, tt := range []struct {
+		log, runs string
+		cpus      int
+		want      bool
+	}{
+		{"", "", 1, true},
+		{"a b a b c", "ab ab c", 1, true},
+		{"a a b b c", "ab ab c", 1, false},
+		{"a a b b c", "ab ab c", 2, true},
+		{"a b c a b", "ab ab c", 1, false},
+		{"a b c a b", "ab ab c", 2, true},
+		{"c a b a b", "ab ab c", 2, false}, // nor the third before the first
+		{"a a a b b b", "ab ab ab", 2, false},
+		{"a x b a y b", "axb ayb", 2, true},
+		{"a x a y b b", "axb ayb", 2, true},
+		{"a x b a x b", "axb ayb", 2, false},
+		{"a b b a", "ab ab", 2, false},
+		{"a b a", "ab ab", 2, false},
+		{"a b a b", "ab", 2, false},
+		{"a a b a c b", "aab acb", 2, true}, // which of both goes on, only the end tells
+	} {
+		var runs [][]string
+		for r := range strings.FieldsSeq(tt.runs) {
+			runs = append(runs, strings.Split(r, ""))
+		}
+		if got := madeOf(strings.Fields(tt.log), nil, runs, tt.cpus); got != tt.want {
+			t.Errorf("%q of %q, %d CPUs: got %v", tt.log, tt.runs, tt.cpus, got)
 		}
 	}
 }
