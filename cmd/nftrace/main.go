@@ -15,9 +15,15 @@ import (
 // again is how long after a first signal another one is taken to be the same.
 const again = time.Second
 
+// What is alive is little, what passes through is much: garbage is collected less often than by
+// default. The first time comes when packets can be seen already (debug.SetGCPercent).
+const (
+	gcStarting = 1600
+	gcTracing  = 400
+)
+
 func main() {
-	// What is alive is little, what passes through is much: collect it less often.
-	debug.SetGCPercent(400)
+	debug.SetGCPercent(gcStarting)
 	// A reader that goes away is an error of the write, not a death. What is ignored would be by the
 	// command behind --, too.
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)

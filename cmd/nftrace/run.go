@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"syscall"
@@ -160,6 +161,7 @@ func traceAll(ctx context.Context, c *config, say *speaker, stdin io.Reader, std
 			return errors.Join(fmt.Errorf("--ready-file %w", whyNoFile(c.readyFile, err)), out.close())
 		}
 	}
+	debug.SetGCPercent(gcTracing)
 	err = s.loop(ctx, stdin, stderr)
 	if errors.Is(err, errReaderGone) {
 		say.say("%v; stopping", err)

@@ -308,8 +308,8 @@ func configure(spec *ebpf.CollectionSpec, o Options) error {
 // wants if there are any.
 func dropLines(insns asm.Instructions) {
 	for i := range insns {
-		if btf.FuncMetadata(&insns[i]) == nil {
-			insns[i] = insns[i].WithSource(nil)
+		if ins := &insns[i]; ins.Metadata != (asm.Metadata{}) && btf.FuncMetadata(ins) == nil {
+			*ins = ins.WithSource(nil)
 		}
 	}
 }
