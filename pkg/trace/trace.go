@@ -417,6 +417,7 @@ func (t *Tracer) start(o Options) error {
 	if err != nil {
 		return fmt.Errorf("read the type information of the kernel: %w", err)
 	}
+	dropLackedKfuncs(t.spec.Programs, kernel)
 	t.modules = findModules(modulesPath, kernel)
 	t.waiting = slices.DeleteFunc(slices.Clone(waitFor), t.modules.has)
 	var ready []group
