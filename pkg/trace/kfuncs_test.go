@@ -4,6 +4,7 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/btf"
 
@@ -25,6 +26,13 @@ func TestDropLackedKfuncs(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	// Where a function begins with one.
+	f := &btf.Func{Name: "f", Type: proto, Linkage: btf.GlobalFunc}
+	spec.Programs["handmade"] = &ebpf.ProgramSpec{Instructions: asm.Instructions{
+		btf.WithFuncMetadata(asm.LoadImm(asm.R1, 0, asm.DWord), f).WithSymbol("f").WithSource(asm.Comment("f")).WithReference("bpf_preempt_disable"),
+		asm.Mov.Imm(asm.R0, 0),
+		asm.Return(),
+	}}
 	was := map[string]asm.Instructions{}
 	for name, p := range spec.Programs {
 		was[name] = slices.Clone(p.Instructions)
