@@ -16,7 +16,7 @@ import (
 const again = time.Second
 
 // What is alive is little, what passes through is much: garbage is collected less often than by
-// default. The first time comes when packets can be seen already (debug.SetGCPercent).
+// default (debug.SetGCPercent), and hardly ever before packets can be seen.
 const (
 	gcStarting = 1600
 	gcTracing  = 400
