@@ -97,7 +97,7 @@ func (g *generations[K, V]) find(id K, reading sync.Locker, read func() (K, V, e
 	switch {
 	case err != nil:
 		err = fmt.Errorf("the ruleset could not be read: %w", err)
-	case got == id:
+	case got == id && rs != none:
 		return rs
 	default:
 		err = errors.New("the ruleset was replaced before it could be read")

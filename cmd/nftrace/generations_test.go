@@ -22,6 +22,7 @@ func TestFindGeneration(t *testing.T) {
 	}{
 		{"it", func() (int, *someRules, error) { return 7, is, nil }, ""},
 		{"another", func() (int, *someRules, error) { return 8, is, nil }, "the ruleset was replaced before it could be read"},
+		{"forgotten", func() (int, *someRules, error) { return 7, nil, nil }, "the ruleset was replaced before it could be read"},
 		{"not read", func() (int, *someRules, error) { return 7, nil, errors.New("no") }, "the ruleset could not be read: no"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -35,7 +36,7 @@ func TestFindGeneration(t *testing.T) {
 					}
 					reads++
 					id, rs, err := tt.read()
-					if err == nil {
+					if rs != nil {
 						g.keep(id, rs)
 					}
 					return id, rs, err

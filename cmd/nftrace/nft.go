@@ -82,7 +82,11 @@ func (r *nftRulesets) find(id nftID) *nftRuleset {
 			if rs = r.get(id); rs != nil {
 				return id, rs, nil
 			}
-			return nftID{id.netns, f.gen.Load()}, nil, nil
+			if gen := f.gen.Load(); gen != id.gen {
+				return nftID{id.netns, gen}, nil, nil
+			}
+			// It was forgotten, for there was too much to keep.
+			r.drop(f)
 		}
 		ns, err := r.sys.NamespaceByInode(id.netns)
 		if err != nil {

@@ -631,3 +631,24 @@ func TestNamespaceAgain(t *testing.T) {
 		t.Error("a namespace that is followed was forgotten")
 	}
 }
+
+// A generation that is in force, and was forgotten for there was too much to keep, is read again.
+func TestNFTForgotten(t *testing.T) {
+	const none = 1 // no namespace has this number
+	r := newNFTRulesets(&symbolize.System{}, nil, nil)
+	f := &nftFollower{NFTFollower: &symbolize.NFTFollower{}, netns: none}
+	f.gen.Store(13)
+	r.followers[none] = f
+	rs := r.find(nftID{none, 13})
+	if rs == nil || rs.err == nil || !strings.Contains(rs.err.Error(), "could not be read") {
+		t.Fatalf("got %+v, which was not asked for again", rs)
+	}
+	if r.followed(none) != nil {
+		t.Error("who forgot it is still asked")
+	}
+	// One that is not in force any more is not.
+	r.followers[none] = f
+	if rs := r.find(nftID{none, 12}); rs == nil || rs.err == nil || !strings.Contains(rs.err.Error(), "replaced") || r.followed(none) != f {
+		t.Errorf("got %+v", rs)
+	}
+}
