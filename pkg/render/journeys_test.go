@@ -354,6 +354,10 @@ func journeys() map[string]*events.Journey {
 			return b.at(ip, post, events.Device{}, eth0).
 				table("mangle", events.NFAccept, "POSTROUTING:policy:3|-j ACCEPT|ACCEPT").hook(events.NFDrop).by(events.OutDropped)
 		}(),
+		// Tables of another hook say nothing of this one.
+		"dropped-without-table": journey(tcpPacket("10.211.55.1", c1, 40000, 80, 2)).
+			at(ip, pre, eth0).policy("raw", 1).hook(events.NFAccept).
+			at(ip, fwd, eth0, docker0).hook(events.NFDrop).by(events.OutDropped),
 		"unresolved": func() *events.Journey {
 			b := journey(ping(c2, c1, false)).at(ip, fwd, docker0, docker0).table("filter", events.NFDrop)
 			b.j.Steps[0].Table.Unresolved = "two packets ran through the table at the same time"

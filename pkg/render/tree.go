@@ -578,13 +578,17 @@ func (t *tree) hook(i int) {
 	if s.Verdict == events.NFAccept || s.Verdict == events.VerdictUnknown || s.Verdict != events.NFDrop && !t.lastVerdict(i) {
 		return
 	}
+	at := placeOf(s)
+	if !t.open || !samePlace(t.at, at) {
+		t.enter(at, nil)
+	}
 	who := t.byOther()
 	for k := i - 1; k >= 0; k-- {
 		p := &t.j.Steps[k]
 		if p.Kind == events.StepNAT {
 			continue
 		}
-		if p.Kind == events.StepHook || !samePlace(placeOf(p), placeOf(s)) {
+		if p.Kind == events.StepHook || !samePlace(placeOf(p), at) {
 			break
 		}
 		if p.Kind == events.StepTable && p.Verdict == s.Verdict {
@@ -593,9 +597,6 @@ func (t *tree) hook(i int) {
 		if p.Kind == events.StepTable && p.Verdict == events.VerdictUnknown {
 			who = "a table above, or conntrack, NAT, nf_tables or another module at this hook"
 		}
-	}
-	if at := placeOf(s); !t.open || !samePlace(t.at, at) {
-		t.enter(at, nil)
 	}
 	style := warning
 	if s.Verdict == events.NFDrop {
