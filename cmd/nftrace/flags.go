@@ -154,7 +154,11 @@ func parseFlags(args []string, stdout io.Writer) (*config, error) {
 	default:
 		return nil, usageError{fmt.Errorf("--backend %q: want auto, fentry or kprobe", b)}
 	}
-	if expr := strings.Join(words, " "); strings.TrimSpace(expr) != "" {
+	if len(words) > 0 {
+		expr := strings.Join(words, " ")
+		if strings.TrimSpace(expr) == "" {
+			return nil, usageError{errors.New("the filter is empty: give one or leave it out")}
+		}
 		var err error
 		if c.expr, err = filter.Parse(expr); err != nil {
 			return nil, usageError{err}

@@ -122,6 +122,8 @@ func TestUsageErrors(t *testing.T) {
 		{[]string{"--netns", ""}, "--netns is empty"},
 		{[]string{"-o", ""}, "--output is empty"},
 		{[]string{"--ready-file", ""}, "--ready-file is empty"},
+		{[]string{""}, "the filter is empty"},
+		{[]string{"-c", "1", " ", "", "--", "true"}, "the filter is empty"},
 		{[]string{"--"}, "no command behind --"},
 		{[]string{"icmp", "--"}, "no command behind --"},
 		{[]string{"icmp", "and"}, "filter: "},

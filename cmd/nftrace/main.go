@@ -27,10 +27,20 @@ func main() {
 	// A reader that goes away is an error of the write, not a death. What is ignored would be by the
 	// command behind --, too.
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	ctx, stop := signal.NotifyContext(context.Background(), endingSignals()...)
 	// Who asks again, for it does not end, is obeyed at once. Some ask twice (timeout).
 	context.AfterFunc(ctx, func() { time.AfterFunc(again, stop) })
 	status := run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr)
 	stop()
 	os.Exit(status)
+}
+
+// endingSignals are those that end nftrace. Under nohup SIGHUP is ignored: it stays so, for nftrace and
+// for the command behind --.
+func endingSignals() []os.Signal {
+	all := []os.Signal{os.Interrupt, syscall.SIGTERM}
+	if !signal.Ignored(syscall.SIGHUP) {
+		all = append(all, syscall.SIGHUP)
+	}
+	return all
 }

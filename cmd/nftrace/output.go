@@ -41,6 +41,9 @@ func openOutput(c *config, stdout io.Writer) (*output, error) {
 		o.made = err == nil
 		if errors.Is(err, fs.ErrExist) {
 			f, err = os.OpenFile(c.output, os.O_WRONLY, 0)
+			if errors.Is(err, fs.ErrNotExist) { // a link to a file that is not there yet
+				f, err = os.OpenFile(c.output, os.O_WRONLY|os.O_CREATE, 0o644)
+			}
 		}
 		if err != nil {
 			return nil, fmt.Errorf("-o %w", whyNoFile(c.output, err))

@@ -111,13 +111,8 @@ func traceAll(ctx context.Context, c *config, say *speaker, stdin io.Reader, std
 		}
 	}
 	if c.readyFile != "" {
-		// Found out before the probes are loaded, which takes a while.
-		dir := filepath.Dir(c.readyFile)
-		if st, err := os.Stat(dir); err != nil || !st.IsDir() {
-			return fmt.Errorf("--ready-file %w", whyNoFile(c.readyFile, fs.ErrNotExist))
-		}
-		if err := unix.Access(dir, unix.W_OK); err != nil {
-			return fmt.Errorf("--ready-file %w", whyNoFile(c.readyFile, err))
+		if err := clearReadyFile(c.readyFile); err != nil {
+			return fmt.Errorf("--ready-file %w", err)
 		}
 	}
 	out, err := openOutput(c, stdout)
@@ -181,6 +176,29 @@ func traceAll(ctx context.Context, c *config, say *speaker, stdin io.Reader, std
 	}
 	say.say("%s", summary(s.printed, s.asm.Stats(), losses, s.res.unresolved))
 	return err
+}
+
+// clearReadyFile finds out whether the file can be made, before the probes are loaded, which takes a
+// while; one that an earlier run left would say now that they are.
+func clearReadyFile(path string) error {
+	dir := filepath.Dir(path)
+	if st, err := os.Stat(dir); err != nil || !st.IsDir() {
+		return whyNoFile(path, fs.ErrNotExist)
+	}
+	if err := unix.Access(dir, unix.W_OK); err != nil {
+		return whyNoFile(path, err)
+	}
+	st, err := os.Lstat(path)
+	switch {
+	case err != nil || !st.Mode().IsRegular():
+		return nil
+	case st.Size() > 0:
+		return fmt.Errorf("%s is there already, and is no ready-file, for it holds something: name another one", path)
+	}
+	if err := os.Remove(path); err != nil {
+		return whyNoFile(path, err)
+	}
+	return nil
 }
 
 // maxRules is the number of entries in all tables of a namespace and family together,
@@ -495,7 +513,7 @@ func (c *command) done() <-chan error {
 
 // kill ends a command that outlived the tracing.
 func (c *command) kill() {
-	if c != nil && c.cmd.ProcessState == nil {
+	if c != nil {
 		c.cmd.Process.Signal(syscall.SIGTERM)
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -167,6 +168,15 @@ func TestOutputFile(t *testing.T) {
 			t.Errorf("%s holds %q", path, got)
 		}
 	}
+	// A link to a file that is not there yet.
+	link := filepath.Join(tmp, "link")
+	if err := os.Symlink(filepath.Join(tmp, "target"), link); err != nil {
+		t.Fatal(err)
+	}
+	o := open(link)
+	if err := errors.Join(o.begin(), o.close()); err != nil || content(filepath.Join(tmp, "target")) != "" {
+		t.Errorf("behind the link: %q, %v", content(filepath.Join(tmp, "target")), err)
+	}
 	if o := open("/dev/full"); o != nil {
 		if err := o.begin(); err != nil {
 			t.Fatal(err)
@@ -241,5 +251,45 @@ func TestOutputWhole(t *testing.T) {
 	}
 	if !slices.Equal(w, writes{263_000, 37_000}) {
 		t.Errorf("got %v", w)
+	}
+}
+
+// A ready-file of an earlier run must not say that this one is attached, and nothing else is removed.
+func TestClearReadyFile(t *testing.T) {
+	tmp := t.TempDir()
+	path := func(name string) string { return filepath.Join(tmp, name) }
+	if err := errors.Join(os.WriteFile(path("left"), nil, 0o644), os.WriteFile(path("other"), []byte("x"), 0o644),
+		unix.Mkfifo(path("fifo"), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		name string
+		err  string
+		is   bool // there afterwards
+	}{
+		{"left", "", false},
+		{"new", "", false},
+		{"other", path("other") + " is there already", true},
+		{"fifo", "", true},
+		{"none/x", "the directory " + path("none") + " does not exist", false},
+	} {
+		err := clearReadyFile(path(tt.name))
+		if (err == nil) != (tt.err == "") || err != nil && !strings.Contains(err.Error(), tt.err) {
+			t.Errorf("%s: %v, want %q", tt.name, err, tt.err)
+		}
+		if _, err := os.Lstat(path(tt.name)); (err == nil) != tt.is {
+			t.Errorf("%s: %v", tt.name, err)
+		}
+	}
+}
+
+func TestEndingSignals(t *testing.T) {
+	if !slices.Contains(endingSignals(), os.Signal(unix.SIGHUP)) {
+		t.Error("SIGHUP does not end it")
+	}
+	signal.Ignore(unix.SIGHUP)
+	defer signal.Reset(unix.SIGHUP)
+	if all := endingSignals(); slices.Contains(all, os.Signal(unix.SIGHUP)) || len(all) != 2 {
+		t.Errorf("under nohup: %v", all)
 	}
 }
