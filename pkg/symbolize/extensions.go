@@ -8,15 +8,15 @@ import "encoding/binary"
 type targetEnds uint8
 
 const (
-	endsMaybe  targetEnds = iota // XT_CONTINUE or a verdict, by the packet
-	endsAlways                   // never XT_CONTINUE
-	endsNever                    // always XT_CONTINUE
+	endsMaybe   targetEnds = iota // XT_CONTINUE or a verdict, by the packet
+	endsAlways                    // never XT_CONTINUE
+	endsNever                     // always XT_CONTINUE
+	endsFailing                   // XT_CONTINUE, or NF_DROP where the packet cannot be changed
 )
 
 // targetEnd lists the targets in net/netfilter/xt_*.c, net/ipv4/netfilter/ipt_*.c
-// and net/ipv6/netfilter/ip6t_*.c whose return value is always, or never,
-// XT_CONTINUE. Left out are those that continue or drop (TTL, DSCP, ECN,
-// TCPMSS, SYNPROXY …).
+// and net/ipv6/netfilter/ip6t_*.c of whose return value something is known.
+// SYNPROXY, which decides by the packet, is none of them.
 var targetEnd = map[string]targetEnds{
 	"ERROR": endsAlways, "REJECT": endsAlways, "DNAT": endsAlways, "SNAT": endsAlways,
 	"MASQUERADE": endsAlways, "REDIRECT": endsAlways, "NETMAP": endsAlways,
@@ -25,7 +25,10 @@ var targetEnd = map[string]targetEnds{
 	"AUDIT": endsNever, "CLASSIFY": endsNever, "CONNMARK": endsNever, "CONNSECMARK": endsNever,
 	"CT": endsNever, "HMARK": endsNever, "IDLETIMER": endsNever, "LED": endsNever, "LOG": endsNever,
 	"MARK": endsNever, "NFLOG": endsNever, "NOTRACK": endsNever, "RATEEST": endsNever,
-	"SECMARK": endsNever, "SET": endsNever, "TEE": endsNever, "TRACE": endsNever,
+	"SECMARK": endsNever, "SET": endsNever, "TEE": endsNever, "TRACE": endsNever, "CHECKSUM": endsNever,
+
+	"DNPT": endsFailing, "DSCP": endsFailing, "ECN": endsFailing, "HL": endsFailing, "SNPT": endsFailing,
+	"TCPMSS": endsFailing, "TCPOPTSTRIP": endsFailing, "TOS": endsFailing, "TTL": endsFailing,
 }
 
 func endsOf(e *Entry) targetEnds {

@@ -81,7 +81,8 @@ const (
 // own conditions (Table.Plausible), and a hit that it refuses is an ErrNoWalk.
 //
 // An extension target that the last visit ran and that may have ended the
-// run is taken to have ended it.
+// run is taken to have ended it, but for one that drops only what it cannot change:
+// where a later rule's match may have dropped the packet the error is ErrAmbiguous, too.
 func (t *Table) Walk(hook int, hits []Hit, verdict int, accept func(entry int) bool) (*Path, error) {
 	if hook < 0 || hook >= NumHooks || t.HookEntry[hook] < 0 || t.Underflow[hook] < 0 {
 		return nil, fmt.Errorf("%w: %v table %q has no hook %d", ErrNoWalk, t.Family, t.Name, hook)
@@ -285,7 +286,11 @@ func (w *walker) visit(k int, stack *frame, depth int) {
 	default: // an extension, or ERROR, which drops
 		ends := endsOf(e)
 		switch {
-		case w.left == 0 && ends != endsNever:
+		case w.left == 0 && ends == endsFailing && w.verdict == nfDrop:
+			// It rarely fails: a later rule's match may as well have dropped the packet.
+			w.finish("")
+			w.from(h.index+1, stack, depth)
+		case w.left == 0 && (ends == endsAlways || ends == endsMaybe):
 			w.finish("")
 		case ends == endsAlways:
 			if w.left > 0 && w.farthest() {
@@ -377,6 +382,12 @@ func (w *walker) difference() string {
 		}
 		return fmt.Sprintf("%s either %s or %s came next (the chain was entered more than once)",
 			at, w.name(w.hits[a[i].hit].index), w.name(w.hits[b[i].hit].index))
+	}
+	for i, end := range w.found {
+		if end.hotdrop != "" {
+			last := w.found[1-i].seq
+			return fmt.Sprintf("%s, or the target of %s could not change it", end.hotdrop, w.name(w.hits[last[len(last)-1].hit].index))
+		}
 	}
 	return "the paths differ in their ends"
 }

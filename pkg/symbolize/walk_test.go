@@ -253,6 +253,33 @@ func TestWalk(t *testing.T) {
 			want:    want{lines: []string{"INPUT:rule:1 continue"}, hotdrop: "INPUT:2 or of a later rule"},
 		},
 		{
+			name: "hotdrop after TTL, or TTL could not change the packet",
+			chains: []chain{
+				{name: "INPUT", policy: "ACCEPT", rules: []rule{{target: "TTL"}, {match: []string{"tcp"}, target: "ACCEPT"}}},
+			},
+			hits:    []visit{{"INPUT", 1, 1}},
+			verdict: nfDrop,
+			want:    want{err: ErrAmbiguous, cause: "a match of INPUT:2 dropped the packet as malformed (hotdrop), or the target of INPUT:1 could not change it"},
+		},
+		{
+			name: "nothing but TTL can have dropped it",
+			chains: []chain{
+				{name: "INPUT", policy: "ACCEPT", rules: []rule{{target: "TTL"}, {match: []string{"mark"}, target: "ACCEPT"}}},
+			},
+			hits:    []visit{{"INPUT", 1, 1}},
+			verdict: nfDrop,
+			want:    want{lines: []string{"INPUT:rule:1 TTL"}},
+		},
+		{
+			name: "TTL does not accept",
+			chains: []chain{
+				{name: "INPUT", policy: "ACCEPT", rules: []rule{{target: "TTL"}}},
+			},
+			hits:    []visit{{"INPUT", 1, 1}},
+			verdict: nfAccept,
+			want:    want{err: ErrNoWalk, cause: "ACCEPT"},
+		},
+		{
 			name: "hotdrop in a user chain",
 			chains: []chain{
 				{name: "INPUT", policy: "ACCEPT", rules: []rule{{target: "jump U"}}},
