@@ -327,3 +327,30 @@ func TestARPRuns(t *testing.T) {
 		t.Errorf("family %v", got)
 	}
 }
+
+// Behind IPv6's extension headers that are cut off, the protocol is not known.
+func TestPacketInfoCutOff(t *testing.T) {
+	for name, tt := range map[string]struct {
+		next    byte
+		payload []byte
+		proto   int
+	}{
+		"TCP":                   {6, make([]byte, 20), 6},
+		"nothing behind":        {60, nil, -1},
+		"options and UDP":       {0, append([]byte{17}, make([]byte, 15)...), 17},
+		"routing, cut":          {43, append([]byte{6, 14}, make([]byte, 112)...), -1},
+		"reserved":              {255, nil, 255},
+		"a later fragment":      {44, []byte{60, 0, 1, 0, 0, 0, 0, 7}, 60},
+		"no header behind it":   {44, []byte{60, 0, 0, 1, 0, 0, 0, 7}, -1},
+		"authentication, short": {51, make([]byte, 7), -1},
+	} {
+		b := append(make([]byte, 40), tt.payload...)
+		b[0], b[6], b[23], b[39] = 0x60, tt.next, 1, 2
+		s := &events.Step{Place: &events.Place{PF: events.PFIPv6}, Table: &events.TableRun{
+			Part: &events.Part{Before: events.Packet{Family: events.PFIPv6, Data: b}},
+		}}
+		if info, ok := packetInfo(s); !ok || info.Proto != tt.proto {
+			t.Errorf("%s: %+v, want %d", name, info, tt.proto)
+		}
+	}
+}

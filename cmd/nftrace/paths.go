@@ -93,7 +93,7 @@ func pathKey(b []byte, s *events.Step, plain bool) []byte {
 	} else if info, ok := packetInfo(s); ok {
 		src, dst := info.Src.As16(), info.Dst.As16()
 		b = append(append(append(b, 6), src[:]...), dst[:]...)
-		b = append(b, byte(info.Proto), 0)
+		b = append(b, byte(info.Proto), byte(info.Proto>>8), 0)
 		if info.Frag {
 			b[len(b)-1] = 1
 		}

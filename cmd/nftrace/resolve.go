@@ -406,8 +406,15 @@ func packetInfo(s *events.Step) (symbolize.PacketInfo, bool) {
 	if !tuple.Src.Addr().IsValid() {
 		return symbolize.PacketInfo{}, false
 	}
+	proto := int(tuple.Proto)
+	if s.PF == events.PFIPv6 && !frag {
+		switch proto {
+		case 0, 43, 44, 51, 60: // extension headers that are cut off, by the capture or in the packet
+			proto = -1
+		}
+	}
 	return symbolize.PacketInfo{
-		Src: tuple.Src.Addr(), Dst: tuple.Dst.Addr(), Proto: int(tuple.Proto),
+		Src: tuple.Src.Addr(), Dst: tuple.Dst.Addr(), Proto: proto,
 		In: s.In.Name, Out: s.Out.Name, Frag: frag,
 	}, true
 }
