@@ -19,6 +19,9 @@ const underWay = 16384
 // usualSteps is room for the steps of a packet that is forwarded through all tables.
 const usualSteps = 20
 
+// maxSteps is how long a journey gets, by a step or two.
+const maxSteps = 1 << 10
+
 // Assembler groups records into journeys. Its fields may be set before the first Add.
 type Assembler struct {
 	// OnRun, if set, is told of a run of a table as soon as its record is read, unless it
@@ -137,10 +140,34 @@ func (a *Assembler) Add(raw []byte) ([]*Journey, error) {
 	if d := a.firstEnded; d != nil && d.endedAt <= a.now-settle {
 		a.takeEnded(a.now - settle)
 	}
+	if d := a.last; d != nil && len(d.j.Steps) >= maxSteps && !d.call.open && !d.j.ended {
+		a.cut(d)
+	}
 	if a.opened > 2*underWay {
 		a.finishSilent()
 	}
 	return a.done, nil
+}
+
+// cut hands out what a packet did so far that may go round forever, as between bridges that make a
+// loop; what comes next is a journey of its own.
+func (a *Assembler) cut(d *draft) {
+	next := a.newDraft()
+	next.j.ID, next.j.Start = d.j.ID, a.now
+	next.j.HalfSeen = "it goes on and on, perhaps in a loop: what it did before was told already"
+	// What it points to is used again.
+	next.j.First = d.j.First
+	next.j.First.Data, next.j.First.MAC = slices.Clone(d.j.First.Data), slices.Clone(d.j.First.MAC)
+	next.nextSeq, next.lastAt, next.named = d.nextSeq, d.lastAt, a.named
+	next.matched, next.hooked = d.matched, true
+	if d.matched {
+		a.finish(d)
+	} else {
+		a.close(d)
+	}
+	a.open.add(next)
+	a.opened++
+	a.last = next
 }
 
 // Idle is to be called when no records are left in the buffer at time now (since

@@ -490,6 +490,46 @@ func TestLostEnds(t *testing.T) {
 }
 
 // A packet that is followed tentatively is handed out only if the filter matched.
+// A packet that goes round forever is told in pieces.
+func TestLoop(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		flag bpf.NftraceRecFlag
+		want int // steps
+	}{
+		{"followed", 0, 10007 + 1},
+		{"not wanted", bpf.NftraceRecFlagREC_F_TENTATIVE, 0},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			s := newScript(t, NewAssembler(), 7)
+			s.first(HookPreRouting, tt.flag)
+			steps, pieces := 0, 0
+			count := func(js []*Journey) {
+				for _, j := range js {
+					if len(j.Steps) > maxSteps+2 || j.Lost != 0 || j.First.Len == 0 || (j.HalfSeen == "") != (pieces == 0) {
+						t.Fatalf("piece %d: %d steps, %d lost, half seen %q, first %+v", pieces, len(j.Steps), j.Lost, j.HalfSeen, j.First)
+					}
+					steps += len(j.Steps)
+					pieces++
+				}
+			}
+			for range 10007 {
+				s.device(bpf.NftraceRecTypeREC_XMIT, tt.flag, dev(4, "eth1"))
+				count(s.done)
+				s.done = nil
+			}
+			s.end(tt.flag)
+			count(s.journeys())
+			if steps != tt.want || tt.want > 0 && pieces != 1+tt.want/maxSteps {
+				t.Errorf("%d steps in %d pieces, want %d", steps, pieces, tt.want)
+			}
+			if s.a.opened != 0 {
+				t.Errorf("%d are open", s.a.opened)
+			}
+		})
+	}
+}
+
 func TestTentative(t *testing.T) {
 	const tentative = bpf.NftraceRecFlagREC_F_TENTATIVE
 	a := NewAssembler()
