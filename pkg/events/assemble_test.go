@@ -530,6 +530,24 @@ func TestLoop(t *testing.T) {
 	}
 }
 
+// Names of devices of which nothing is heard any more are forgotten in the long run.
+func TestNamesAreBounded(t *testing.T) {
+	a := NewAssembler()
+	for i := range uint32(3 * maxNames) {
+		d := dev(i+1, "eth0")
+		if got := a.device(i%97, &d); got != (Device{Index: int(i + 1), Name: "eth0"}) {
+			t.Fatalf("device %d is %+v", i+1, got)
+		}
+		d = dev(1<<20, "br0")
+		if got := a.device(7, &d); got.Name != "br0" {
+			t.Fatalf("device br0 is %+v", got)
+		}
+		if len(a.names) > maxNames {
+			t.Fatalf("%d names are kept", len(a.names))
+		}
+	}
+}
+
 func TestTentative(t *testing.T) {
 	const tentative = bpf.NftraceRecFlagREC_F_TENTATIVE
 	a := NewAssembler()

@@ -116,6 +116,9 @@ func cBytes[T ~int8 | ~uint8](s []T) []byte {
 	return b
 }
 
+// maxNames is how many names of devices are kept.
+const maxNames = 1 << 14
+
 // knownDevice is a device as records have it, and what was made of it.
 type knownDevice struct {
 	netns uint32
@@ -148,6 +151,11 @@ func (a *Assembler) known(netns uint32, d *bpf.NftraceDev) *knownDevice {
 				a.renamed++
 			}
 			a.named++
+			if len(a.names) >= maxNames { // of namespaces that are gone, most of them
+				clear(a.names)
+				clear(a.devices[:])
+				a.renamed++
+			}
 			known = string(name)
 			a.names[key] = known
 		}
