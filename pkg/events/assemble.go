@@ -727,17 +727,18 @@ func (a *Assembler) endPart(d *draft, verdict int) {
 		}
 		return
 	}
+	last := len(steps) - 1
 	for i := range steps {
-		if steps[i].Table.Unresolved != "" {
+		if steps[i].Table.Unresolved != "" && i < last {
 			return
 		}
 	}
 	// All tables but the last accepted it.
 	for i := range steps {
 		switch {
-		case i < len(steps)-1:
+		case i < last:
 			steps[i].Verdict = NFAccept
-		case len(steps[i].Table.Hits) == 0:
+		case len(steps[i].Table.Hits) == 0 && steps[i].Table.Unresolved == "":
 			steps[i].Verdict = NFDrop
 		}
 	}
@@ -753,14 +754,21 @@ func (a *Assembler) countRuns(d *draft, verdict int) {
 	}
 	c.part.Pattern = nil // of which this does not follow
 	next := -1           // the table behind the last one with hits
+	nat := false         // that one is before it, where a connection's first packet would have come to
 	for i := len(list) - 1; i >= 0 && len(list[i].hits) == 0; i-- {
-		if list[i].name != "nat" {
-			next = i
+		if list[i].name == "nat" {
+			nat = true
+		} else {
+			next, nat = i, false
 		}
 	}
 	if verdict == NFDrop && runs == with+1 && next >= 0 {
 		// A match dropped the packet before any rule of this table counted it.
 		a.run(d, &list[next], true)
+		if nat {
+			d.j.Steps[len(d.j.Steps)-1].Table.Unresolved =
+				"a match of this table or of nat dropped the packet as malformed (hotdrop)"
+		}
 		return
 	}
 	const why = "other packets ran through the tables unseen"
