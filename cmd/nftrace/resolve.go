@@ -512,6 +512,10 @@ func (c *chain) table(run *tableRun) {
 				r := c.restored[0]
 				c.restored = c.restored[1:]
 				c.change(e.Target, r.mark, c.now.Data, r.ok)
+			case e.GivesSocket():
+				mark, data, ok := run.table.Apply(e.Index, c.now.Mark, c.now.Data)
+				c.own()
+				c.change(e.Target, mark, data, ok)
 			case e.Modifies():
 				mark, data, ok := run.table.Apply(e.Index, c.now.Mark, c.now.Data)
 				c.change(e.Target, mark, data, ok)
@@ -535,6 +539,18 @@ func (c *chain) meet(t *events.TableRun, from int) {
 		return
 	}
 	t.Met = append(t.Met, met)
+}
+
+// own gives the packet the owner that it had when it was next seen.
+func (c *chain) own() {
+	after := c.part.After
+	if after == nil || after == &c.part.Before {
+		c.unsure, c.lost = "who owns the socket that TPROXY gave it is not known", true
+		return
+	}
+	next := *c.now
+	next.HasOwner, next.UID, next.GID = after.HasOwner, after.UID, after.GID
+	c.now = &next
 }
 
 // change is what somebody makes of the packet; ok is clear where that is not known.

@@ -16,6 +16,9 @@ var leavesPacket = map[string]bool{
 // Modifies reports whether e's target may change what TRACE prints of the
 // packet for the visits that follow. Targets nobody knows may.
 func (e *Entry) Modifies() bool {
+	if e.GivesSocket() {
+		return true // and the packet goes on to the next table
+	}
 	if e.Kind != TargetExtension || endsOf(e) == endsAlways || leavesPacket[e.Target] {
 		return false
 	}
@@ -28,6 +31,10 @@ func (e *Entry) Modifies() bool {
 	}
 	return true
 }
+
+// GivesSocket reports whether e's target gives the packet a socket, whose owner TRACE prints from then
+// on.
+func (e *Entry) GivesSocket() bool { return e.Kind == TargetExtension && e.Target == "TPROXY" }
 
 // setMaps reports that struct xt_set_info_target_v3 names a set to map with.
 func setMaps(b []byte) bool {
@@ -52,6 +59,12 @@ func (t *Table) Apply(i int, mark uint32, data []byte) (newMark uint32, newData 
 		d := dec{b: e.Data}
 		v, mask := d.u32(0), d.u32(4)
 		return mark&^mask ^ v, data, e.Revision == 2 && !d.bad
+	}
+	if e.Target == "TPROXY" {
+		// net/netfilter/xt_TPROXY.c:tproxy_tg4, tproxy_tg6_v1, where they accept
+		d := dec{b: e.Data}
+		mask, v := d.u32(0), d.u32(4)
+		return mark&^mask ^ v, data, !d.bad
 	}
 	if t.Family == ARP {
 		data, ok = mangleARP(e, data)

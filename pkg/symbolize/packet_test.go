@@ -115,6 +115,8 @@ func TestApply(t *testing.T) {
 	}{
 		{"MARK", IPv4, target("MARK", 2, 1, 0, 0, 0, 0x0f, 0, 0, 0), v4, v4, 0x71, true},
 		{"old MARK", IPv4, target("MARK", 1), v4, v4, 0x77, false},
+		{"TPROXY", IPv4, target("TPROXY", 1, 0x0f, 0, 0, 0, 1, 0, 0, 0), v4, v4, 0x71, true},
+		{"TPROXY 6", IPv6, target("TPROXY", 1, 0, 0, 0, 0, 8), v6, v6, 0x7f, true},
 		{"TTL set", IPv4, target("TTL", 0, 0, 9), v4, change(v4, 8, 9), 0x77, true},
 		{"TTL inc", IPv4, target("TTL", 0, 1, 250), v4, change(v4, 8, 255), 0x77, true},
 		{"TTL dec", IPv4, target("TTL", 0, 2, 1), v4, change(v4, 8, 63), 0x77, true},

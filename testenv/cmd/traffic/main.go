@@ -3,7 +3,7 @@
 //	traffic udp-send  [-n 7] [-size 64] [-reply] [-parallel 1] [-every 0s] host:port
 //	traffic flood     [-n 7] [-size 64] [-ports 100] host:port
 //	traffic frag      [-n 7] [-size 4000] host:port
-//	traffic udp-echo  [-n 7] [-ready FIFO] [host]:port
+//	traffic udp-echo  [-n 7] [-ready FIFO] [-transparent] [host]:port
 //	traffic tcp-serve [-n 1] [-ready FIFO] [host]:port
 //	traffic tcp-get   [-n 1] [-size 64] [-parallel 1] host:port
 //	traffic http-serve, http-get: the same in HTTP
@@ -26,6 +26,7 @@ package main
 
 import (
 	"bufio"
+	"context"
 	"encoding/binary"
 	"errors"
 	"flag"
@@ -59,6 +60,7 @@ type options struct {
 	op                 int
 	id, sport, ports   int
 	uid                int
+	transparent        bool
 	forever            bool   // a server that does not end
 	onReady            func() // called when a server can be reached
 }
@@ -105,6 +107,7 @@ func parse(args []string, stderr io.Writer) (o options, addr string, err error) 
 	fs.IntVar(&o.sport, "sport", 0, "source port of udp-send, or of the first raw packet (40000)")
 	fs.IntVar(&o.ports, "ports", 100, "number of ports that a flood goes to")
 	fs.IntVar(&o.uid, "uid", 0, "send as this user")
+	fs.BoolVar(&o.transparent, "transparent", false, "of udp-echo: TPROXY may give the socket packets (IP_TRANSPARENT)")
 	if err := fs.Parse(args[1:]); err != nil {
 		return o, "", err
 	}
@@ -244,7 +247,17 @@ func flood(addr string, o options) error {
 }
 
 func udpEcho(addr string, o options) error {
-	c, err := net.ListenPacket("udp", addr)
+	var l net.ListenConfig
+	if o.transparent {
+		l.Control = func(_, _ string, c syscall.RawConn) error {
+			var err error
+			if cerr := c.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_IP, unix.IP_TRANSPARENT, 1) }); cerr != nil {
+				return cerr
+			}
+			return err
+		}
+	}
+	c, err := l.ListenPacket(context.Background(), "udp", addr)
 	if err != nil {
 		return err
 	}
