@@ -132,6 +132,36 @@ func TestPacketsOf(t *testing.T) {
 	}
 }
 
+// TPROXY gives the packet a mark, and a socket, whose owner is seen behind the hook only.
+func TestPacketsOfTPROXY(t *testing.T) {
+	rules := []rule{{target: "TPROXY", rev: 1, data: binary.NativeEndian.AppendUint32(binary.NativeEndian.AppendUint32(nil, 0xff), 5)}}
+	for _, tt := range []struct {
+		name   string
+		after  func(*events.Part)
+		unsure bool
+	}{
+		{"seen", func(p *events.Part) { p.After = pkt(5, 64); p.After.HasOwner, p.After.UID = true, 7 }, false},
+		{"not changed, as it seems", func(p *events.Part) { p.After = &p.Before }, true},
+		{"gone", func(*events.Part) {}, true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			part := &events.Part{Before: *pkt(0, 64), Verdict: events.NFAccept}
+			tt.after(part)
+			runs := []tableRun{runOf(t, "mangle", part, events.NFAccept, rules), runOf(t, "nat", part, events.NFAccept, []rule{{}})}
+			packetsOf(runs, nil)
+			if p, _ := runs[0].step.Table.Packet(0); p == nil || p.Mark != 0 || p.HasOwner {
+				t.Errorf("TPROXY met %+v", p)
+			}
+			switch p, unsure := runs[1].step.Table.Packet(0); {
+			case tt.unsure && !strings.Contains(unsure, "TPROXY"), !tt.unsure && unsure != "":
+				t.Errorf("unsure %q", unsure)
+			case !tt.unsure && (p.Mark != 5 || !p.HasOwner || p.UID != 7):
+				t.Errorf("nat met %+v", p)
+			}
+		})
+	}
+}
+
 func inTunnel() *events.Packet {
 	p := pkt(0, 64)
 	p.Data[9] = 4
