@@ -512,12 +512,11 @@ func (c *chain) table(run *tableRun) {
 				r := c.restored[0]
 				c.restored = c.restored[1:]
 				c.change(e.Target, r.mark, c.now.Data, r.ok)
-			case e.GivesSocket():
-				mark, data, ok := run.table.Apply(e.Index, c.now.Mark, c.now.Data)
-				c.own()
-				c.change(e.Target, mark, data, ok)
 			case e.Modifies():
 				mark, data, ok := run.table.Apply(e.Index, c.now.Mark, c.now.Data)
+				if e.GivesSocket() {
+					c.own()
+				}
 				c.change(e.Target, mark, data, ok)
 			}
 		}

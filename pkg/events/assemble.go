@@ -160,11 +160,7 @@ func (a *Assembler) cut(d *draft) {
 	next.j.First.Data, next.j.First.MAC = slices.Clone(d.j.First.Data), slices.Clone(d.j.First.MAC)
 	next.nextSeq, next.lastAt, next.named = d.nextSeq, d.lastAt, a.named
 	next.matched, next.hooked = d.matched, true
-	if d.matched {
-		a.finish(d)
-	} else {
-		a.close(d)
-	}
+	a.release(d)
 	a.open.add(next)
 	a.opened++
 	a.last = next
@@ -214,22 +210,23 @@ func (a *Assembler) finishSilent() {
 	slices.SortFunc(silent, func(x, y *draft) int { return cmp.Compare(x.lastAt, y.lastAt) })
 	for _, d := range silent[:max(0, len(silent)-underWay)] {
 		d.j.Lost++
-		if d.matched {
-			a.finish(d)
-		} else {
-			a.close(d)
-		}
+		a.release(d)
 	}
 }
 
 func (a *Assembler) takeEnded(until time.Duration) {
 	for d := a.firstEnded; d != nil && d.endedAt <= until; d = a.firstEnded {
 		a.firstEnded = d.next
-		if d.matched {
-			a.finish(d)
-		} else {
-			a.close(d)
-		}
+		a.release(d)
+	}
+}
+
+// release hands out a draft's journey if it is wanted, and forgets it else.
+func (a *Assembler) release(d *draft) {
+	if d.matched {
+		a.finish(d)
+	} else {
+		a.close(d)
 	}
 }
 

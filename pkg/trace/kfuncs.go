@@ -1,8 +1,6 @@
 package trace
 
 import (
-	"errors"
-
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/btf"
@@ -17,8 +15,7 @@ var kfuncs = []string{"bpf_preempt_disable", "bpf_preempt_enable", "bpf_rdonly_c
 func dropLackedKfuncs(programs map[string]*ebpf.ProgramSpec, kernel *btf.Spec) {
 	lacks := map[string]bool{}
 	for _, name := range kfuncs {
-		var f *btf.Func
-		if errors.Is(kernel.TypeByName(name, &f), btf.ErrNotFound) {
+		if lackedFunction(kernel, []string{name}) != "" {
 			lacks[name] = true
 		}
 	}

@@ -582,8 +582,8 @@ func (t *Tracer) hasFunctions(g group, types *btf.Cache) bool {
 	return lacks == ""
 }
 
-// lackedFunction names the first of some functions that a module's type information does not
-// know; "" if it knows all.
+// lackedFunction names the first of some functions that the type information of a module, or of
+// the kernel itself, does not know; "" if it knows all.
 func lackedFunction(spec *btf.Spec, functions []string) string {
 	for _, name := range functions {
 		var f *btf.Func
