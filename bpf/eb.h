@@ -287,7 +287,7 @@ static __always_inline int ebt_leave(u64 sp, u64 table, struct sk_buff *skb,
 	if (c->number && c->sets != ebt_sets)
 		c->flags |= REC_F_TORN;
 	c->sp = 0;
-	nft_packet(f, j, skb, ON_EBT, 0);
+	nft_packet(f, j, skb, only_on(ON_EBT), 0);
 	f->nft = 1;
 	f->nft_base = 0;
 	rec_begin(&r->hdr, REC_EBT, j, NULL, bpf_ktime_get_ns(),

@@ -97,12 +97,13 @@ static __always_inline void nft_packet(struct frame *f, struct journey *j,
 }
 
 /* The packet has become another one between two chains. */
-static __always_inline void nft_again(struct sk_buff *skb, struct journey *j)
+static __always_inline void nft_again(struct sk_buff *skb, struct journey *j,
+				      enum on on)
 {
 	struct frame *f = frame_of(j);
 
 	if (f && f->nft)
-		nft_packet(f, j, skb, ON_DEFRAG, REC_F_BETWEEN);
+		nft_packet(f, j, skb, on, REC_F_BETWEEN);
 }
 
 /*

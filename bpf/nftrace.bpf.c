@@ -274,7 +274,7 @@ int BPF_ENTRY(skb_release, struct sk_buff *skb)
 		j->flags &= ~JOURNEY_MORPH;
 		return 0;
 	}
-	now = hook_over(NULL, j, ON_RELEASE);
+	now = hook_over(NULL, j, only_on(ON_RELEASE));
 	rec_begin(&h, REC_END, j, NULL, now, bpf_get_smp_processor_id());
 	journey_forget(skb, j);
 	rec_send(&h, sizeof(h));
@@ -296,7 +296,7 @@ int BPF_PROG(skb_drop, struct sk_buff *skb, u64 location)
 	if (!j)
 		return 0;
 	cpu = bpf_get_smp_processor_id();
-	now = hook_over(untrusted(skb), j, ON_DROP);
+	now = hook_over(untrusted(skb), j, only_on(ON_DROP));
 	if (hook_dropped(location, ctx)) {
 		rec_begin(&h, REC_DROP, j, NULL, now, cpu);
 		rec_send(&h, sizeof(h));
@@ -331,7 +331,8 @@ int BPF_ENTRY(skb_morph, struct sk_buff *dst)
  * net/ipv4/ip_fragment.c, net/ipv6/netfilter/nf_conntrack_reasm.c: the last fragment has become
  * the whole packet, before most tables of the hook see it.
  */
-static __always_inline int defragmented(struct sk_buff *skb, int ret)
+static __always_inline int defragmented(struct sk_buff *skb, int ret,
+					enum on on)
 {
 	struct journey *j = ret ? NULL : journey_of(skb);
 
@@ -339,7 +340,7 @@ static __always_inline int defragmented(struct sk_buff *skb, int ret)
 		return 0;
 	frame_again(skb, j);
 	if (nft_on)
-		nft_again(skb, j);
+		nft_again(skb, j, on);
 	return 0;
 }
 
@@ -375,7 +376,7 @@ int BPF_PROG(dev_xmit, struct sk_buff *skb)
 	skb = untrusted(skb);
 	if (nft_on)
 		flow_took(j);
-	record_dev(skb, j, get(skb, dev), REC_XMIT, ON_XMIT);
+	record_dev(skb, j, get(skb, dev), REC_XMIT, only_on(ON_XMIT));
 	return 0;
 }
 
@@ -386,7 +387,8 @@ int BPF_ENTRY(br_forward, struct net_bridge_port *to, struct sk_buff *skb)
 	struct journey *j = journey_of(skb);
 
 	if (j)
-		record_dev(skb, j, get(to, dev), REC_BRIDGE, ON_BRIDGE);
+		record_dev(skb, j, get(to, dev), REC_BRIDGE,
+			   only_on(ON_BRIDGE));
 	return 0;
 }
 
@@ -404,7 +406,7 @@ static __always_inline int deliver(struct sk_buff *skb, enum on on)
 SEC(ENTRY "ip_local_deliver_finish")
 int BPF_ENTRY(deliver_ip, struct net *net, struct sock *sk, struct sk_buff *skb)
 {
-	return deliver(skb, ON_DELIVER);
+	return deliver(skb, only_on(ON_DELIVER));
 }
 
 /*
@@ -414,20 +416,20 @@ int BPF_ENTRY(deliver_ip, struct net *net, struct sock *sk, struct sk_buff *skb)
 SEC(ENTRY "ip6_protocol_deliver_rcu")
 int BPF_ENTRY(deliver_ip6, struct net *net, struct sk_buff *skb)
 {
-	return deliver(skb, ON_DELIVER6);
+	return deliver(skb, only_on(ON_DELIVER6));
 }
 
 /* ---- NAT ---- */
 
 /* The packet is rewritten within a hook: what was before is a part of its own. */
 static __always_inline int rewrite(struct sk_buff *skb, struct nf_conn *ct,
-				   u32 mtype, u32 dir)
+				   u32 mtype, u32 dir, enum on on)
 {
 	struct journey *j = journey_of(skb);
 	struct rec_nat rec = {};
 	struct where w;
 
-	if (!j || !frame_split(&w, skb, j, ON_NAT))
+	if (!j || !frame_split(&w, skb, j, on))
 		return 0;
 	rec_begin(&rec.hdr, REC_NAT, j, get(ct, ct_net.net), w.now, w.cpu);
 	rec.manip = mtype;
@@ -439,16 +441,17 @@ static __always_inline int rewrite(struct sk_buff *skb, struct nf_conn *ct,
 SEC(ENTRY "nf_nat_manip_pkt")
 int BPF_ENTRY(nat, struct sk_buff *skb, struct nf_conn *ct, u32 mtype, u32 dir)
 {
-	return rewrite(skb, ct, mtype, dir);
+	return rewrite(skb, ct, mtype, dir, only_on(ON_NAT));
 }
 
 /* include/net/netfilter/nf_nat.h:HOOK2MANIP, ip_conntrack_common.h:CTINFO2DIR */
-static __always_inline int
-rewrite_error(struct sk_buff *skb, struct nf_conn *ct, u32 ctinfo, u32 hook)
+static __always_inline int rewrite_error(struct sk_buff *skb,
+					 struct nf_conn *ct, u32 ctinfo,
+					 u32 hook, enum on on)
 {
 	return rewrite(skb, ct,
 		       hook != NF_INET_POST_ROUTING && hook != NF_INET_LOCAL_IN,
-		       ctinfo >= IP_CT_IS_REPLY);
+		       ctinfo >= IP_CT_IS_REPLY, on);
 }
 
 /* ICMP errors are rewritten with the packet that they quote, and not by nf_nat_manip_pkt. */
@@ -456,14 +459,14 @@ SEC(ENTRY "nf_nat_icmp_reply_translation")
 int BPF_ENTRY(nat_icmp, struct sk_buff *skb, struct nf_conn *ct, u32 ctinfo,
 	      u32 hooknum)
 {
-	return rewrite_error(skb, ct, ctinfo, hooknum);
+	return rewrite_error(skb, ct, ctinfo, hooknum, only_on(ON_NAT_ICMP));
 }
 
 SEC(ENTRY "nf_nat_icmpv6_reply_translation")
 int BPF_ENTRY(nat_icmp6, struct sk_buff *skb, struct nf_conn *ct, u32 ctinfo,
 	      u32 hooknum)
 {
-	return rewrite_error(skb, ct, ctinfo, hooknum);
+	return rewrite_error(skb, ct, ctinfo, hooknum, only_on(ON_NAT_ICMP6));
 }
 
 /* ---- who else gets the CPU ---- */
@@ -474,7 +477,7 @@ int BPF_PROG(softirq_exit)
 {
 	struct where w;
 
-	if (!open_frames || !where_am_i(&w, ON_SOFTIRQ))
+	if (!open_frames || !where_am_i(&w, only_on(ON_SOFTIRQ)))
 		return 0;
 	frame_stop(&w);
 	w.task = 0;
@@ -493,7 +496,7 @@ int BPF_PROG(sched_switch, bool preempt, struct task_struct *prev,
 	struct where w;
 	u32 n;
 
-	if (!open_task_frames || !where_am_i(&w, ON_SWITCH))
+	if (!open_task_frames || !where_am_i(&w, only_on(ON_SWITCH)))
 		return 0;
 	frame_left(&w, frame_top(&w));
 	frame_stop(&w);
@@ -678,14 +681,14 @@ int BPF_ENTRY(flow_ip6, void *flowtable, struct sk_buff *skb)
 SEC("fexit/ip_defrag")
 int BPF_PROG(defrag_ip, struct net *net, struct sk_buff *skb, u32 user, int ret)
 {
-	return defragmented(skb, ret);
+	return defragmented(skb, ret, only_on(ON_DEFRAG));
 }
 
 SEC("fexit/nf_ct_frag6_gather")
 int BPF_PROG(defrag_ip6, struct net *net, struct sk_buff *skb, u32 user,
 	     int ret)
 {
-	return defragmented(skb, ret);
+	return defragmented(skb, ret, only_on(ON_DEFRAG6));
 }
 
 SEC("fexit/xt_replace_table")
@@ -732,7 +735,9 @@ int BPF_KRETPROBE(defrag_ip, int ret)
 {
 	struct call_args a;
 
-	return call_ends(CALL_DEFRAG, &a) ? defragmented((void *)a.a, ret) : 0;
+	return call_ends(CALL_DEFRAG, &a) ?
+		       defragmented((void *)a.a, ret, only_on(ON_DEFRAG)) :
+		       0;
 }
 
 SEC("kprobe/nf_ct_frag6_gather")
@@ -746,7 +751,9 @@ int BPF_KRETPROBE(defrag_ip6, int ret)
 {
 	struct call_args a;
 
-	return call_ends(CALL_DEFRAG6, &a) ? defragmented((void *)a.a, ret) : 0;
+	return call_ends(CALL_DEFRAG6, &a) ?
+		       defragmented((void *)a.a, ret, only_on(ON_DEFRAG6)) :
+		       0;
 }
 
 SEC("kprobe/xt_replace_table")

@@ -72,7 +72,10 @@ struct {
 	__type(value, struct xt_tab);
 } xt_tables SEC(".maps");
 
-/* The probes, which each have their own space to work in: a softirq may interrupt one. */
+/*
+ * The probes, which each have their own space to work in: a softirq may interrupt one, and of
+ * one program the kernel skips what would run within it. See only_on.
+ */
 enum on {
 	ON_HOOK,
 	ON_HOOK_TASK,
@@ -84,6 +87,8 @@ enum on {
 	ON_DELIVER,
 	ON_DELIVER6,
 	ON_NAT,
+	ON_NAT_ICMP,
+	ON_NAT_ICMP6,
 	ON_DROP,
 	ON_RELEASE,
 	ON_SOFTIRQ,
@@ -92,8 +97,16 @@ enum on {
 	ON_NFT_TASK,
 	ON_EBT,
 	ON_DEFRAG,
+	ON_DEFRAG6,
 	ON_MAX
 };
+
+/* on, of which no other program may say so: the same label would be there twice. */
+#define only_on(on)                                                            \
+	({                                                                     \
+		asm volatile(".Lonly_" #on ":");                               \
+		on;                                                            \
+	})
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);

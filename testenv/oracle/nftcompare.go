@@ -12,6 +12,7 @@ import (
 // An NFTJourney is what nftrace says of one packet: its runs of base chains, in its order.
 type NFTJourney struct {
 	ID       uint64
+	What     string // which packet it is, and what nftrace has of it: where a hole is
 	HalfSeen string
 	Lost     uint64
 	Runs     []NFTRun
@@ -23,6 +24,7 @@ type nftObject struct {
 	ID       uint64 `json:"id"`
 	HalfSeen string `json:"half_seen"`
 	Lost     uint64 `json:"lost"`
+	Packet   struct{ Summary string }
 	Steps    []struct {
 		Kind      string `json:"kind"`
 		NetnsName string `json:"netns_name"`
@@ -108,11 +110,12 @@ func ParseNFT(r io.Reader, ns string) ([]NFTJourney, error) {
 		case err != nil:
 			return nil, fmt.Errorf("nftrace's JSON: %w", err)
 		}
-		j := NFTJourney{ID: o.ID, HalfSeen: o.HalfSeen, Lost: o.Lost}
+		j := NFTJourney{ID: o.ID, HalfSeen: o.HalfSeen, Lost: o.Lost, What: o.Packet.Summary}
 		marked := false
 		for i := range o.Steps {
 			s := &o.Steps[i]
 			t := &s.Table
+			j.What += ", " + strings.TrimSpace(s.Kind+" "+s.Hook)
 			if s.Kind != "table" || t.Engine != "nf_tables" || s.NetnsName != ns {
 				continue
 			}
@@ -273,7 +276,7 @@ func CompareNFT(kernel []NFTRun, tool []NFTJourney, cause string) error {
 	for j := range tool {
 		t := &tool[j]
 		if t.HalfSeen != "" || t.Lost != 0 {
-			say("packet %d: half seen: %q, lost: %d", t.ID, t.HalfSeen, t.Lost)
+			say("packet %d (%s): half seen: %q, lost: %d", t.ID, t.What, t.HalfSeen, t.Lost)
 		}
 		runs, _ := follow(t, -1)
 		// From the last one on: of packets that have one identity in turn, what is between a
