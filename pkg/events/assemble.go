@@ -302,6 +302,7 @@ func (a *Assembler) draft(h *bpf.NftraceRecHdr) *draft {
 		if h.Seq != 0 || !begins(bpf.NftraceRecType(h.Type)) {
 			d.j.HalfSeen = "the record of its beginning was lost"
 		}
+		d.j.First.VLAN = -1 // and all else is as it is in the zero value, until it is known
 		d.j.Start, d.named = ns(h.Ts), a.named
 		a.open.add(d)
 		a.opened++

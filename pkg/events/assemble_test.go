@@ -588,6 +588,9 @@ func TestHalfSeen(t *testing.T) {
 		if tt.want == "" && j.HalfSeen != "" || !strings.Contains(j.HalfSeen, tt.want) {
 			t.Errorf("%s: half seen %q, want %q", tt.name, j.HalfSeen, tt.want)
 		}
+		if p := &j.First; p.Data == nil && p.VLAN != -1 {
+			t.Errorf("%s: VLAN %d of a packet that is not known", tt.name, p.VLAN)
+		}
 	}
 }
 

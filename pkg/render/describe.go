@@ -189,7 +189,7 @@ func Describe(p *events.Packet) string {
 	if p.EtherType == 0x0806 || p.EtherType == 0x8035 {
 		return describeARP(p)
 	}
-	what := "empty packet"
+	what := "unknown packet" // the records that have it were lost
 	switch {
 	case p.EtherType == 0x0800 || p.Family == events.PFIPv4:
 		what = "IPv4 packet"

@@ -52,7 +52,7 @@ func TestDescribe(t *testing.T) {
 		{"cut short", ip(17, raw("0000")), "UDP 172.17.0.3 → 172.17.0.2 (header cut short)"},
 		{"not captured", with(ip(17, udp53), func(p *events.Packet) { p.Data = p.Data[:20] }), "UDP 172.17.0.3 → 172.17.0.2 (header not captured)"},
 		{"nothing captured", with(ip(17, udp53), func(p *events.Packet) { p.Data = nil }), "IPv4 packet (header not captured)"},
-		{"zero", events.Packet{}, "empty packet"},
+		{"zero", events.Packet{}, "unknown packet"},
 		{"who-has", arp(raw("0001 0800 06 04 0001 0242ac110003 ac110003 000000000000 ac110002")), "ARP who-has 172.17.0.2 tell 172.17.0.3"},
 		{"is-at", arp(raw("0001 0800 06 04 0002 0242ac110002 ac110002 0242ac110003 ac110003")), "ARP 172.17.0.2 is-at 02:42:ac:11:00:02"},
 		{"announcement", arp(raw("0001 0800 06 04 0001 0242ac110002 ac110002 000000000000 ac110002")), "ARP announces 172.17.0.2 at 02:42:ac:11:00:02"},

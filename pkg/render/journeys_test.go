@@ -374,6 +374,12 @@ func journeys() map[string]*events.Journey {
 			end(events.Outcome{Kind: events.OutQueued, Step: 0, Rule: 0}),
 		"freed": journey(ping(c2, c1, false)).at(ip, pre, eth0).policy("raw", 1).
 			end(events.Outcome{Kind: events.OutFreed, Step: -1, Rule: -1}),
+		// All that is left of it is where it went.
+		"unknown": func() *events.Journey {
+			b := journey(events.Packet{VLAN: -1}).at(ip, post, events.Device{}, eth0).hook(events.NFAccept)
+			b.j.HalfSeen, b.j.Lost = "the record of its beginning was lost", 3
+			return b.end(events.Outcome{Kind: events.OutFreed, Step: -1, Rule: -1})
+		}(),
 		"hostile": func() *events.Journey {
 			b := journey(ping(c2, c1, false)).netns(c1NS, "c1\x1b]0;pwned\a\u202e")
 			return b.at(ip, in, events.Device{Index: 4, Name: "e\x1b[2Jth\xff"}).

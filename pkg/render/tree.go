@@ -257,7 +257,9 @@ func (t *tree) heading() {
 
 	var b strings.Builder
 	b.WriteString(Describe(p))
-	fmt.Fprintf(&b, ", %d bytes", p.Len)
+	if p.Len > 0 {
+		fmt.Fprintf(&b, ", %d bytes", p.Len)
+	}
 	if h.ttl >= 0 {
 		fmt.Fprintf(&b, ", %s %d", ttlName(p), h.ttl)
 	}
