@@ -51,7 +51,7 @@ func (t *Table) RuleText(i int) string {
 		w = append(w, not(invFrag)+"-f")
 	}
 	for i := range e.Matches {
-		name, opts, ok := matchText(&e.Matches[i])
+		name, opts, ok := matchText(&e.Matches[i], t.Family)
 		w = append(w, extensionText("-m", name, opts, ok))
 	}
 	switch e.Kind {
@@ -162,8 +162,9 @@ func portRange(a, b uint16) string {
 	return fmt.Sprintf("%d:%d", a, b)
 }
 
-// matchText renders a match's options; ok is false where some are not shown.
-func matchText(m *Match) (name, opts string, ok bool) {
+// matchText renders the options of a match in a table of family; ok is false where some are not
+// shown.
+func matchText(m *Match, family Family) (name, opts string, ok bool) {
 	d := &dec{b: m.Data}
 	var w []string
 	name, ok = m.Name, true
@@ -196,7 +197,7 @@ func matchText(m *Match) (name, opts string, ok bool) {
 	case "mark/1", "connmark/1":
 		w = append(w, opt(d.u8(8) != 0, "--mark", markText(d.u32(0), d.u32(4))))
 	case "state/0":
-		w = append(w, "--state "+stateNames(uint16(d.u32(0))))
+		w = append(w, "--state "+stateNames(uint16(d.u32(0)), xtStates))
 	case "conntrack/1", "conntrack/2", "conntrack/3":
 		flags, inv := d.u16(ctMatchFlags), d.u16(ctInvertFlags)
 		states := uint16(d.u8(ctStateMask))
@@ -208,7 +209,7 @@ func matchText(m *Match) (name, opts string, ok bool) {
 			name, flag = "state", "--state"
 		}
 		if flags&ctState != 0 {
-			w = append(w, opt(inv&ctState != 0, flag, stateNames(states)))
+			w = append(w, opt(inv&ctState != 0, flag, stateNames(states, conntrackStates)))
 		}
 		ok = flags&^(ctState|ctStateAlias) == 0
 	case "addrtype/1":
@@ -284,11 +285,9 @@ func matchText(m *Match) (name, opts string, ok bool) {
 			if flags&(1<<i) == 0 {
 				continue
 			}
-			// Whether 4 or 16 bytes count is the table's family; an IPv4
-			// address leaves the rest zero.
-			n := 16
-			if allZero(d.bytes(32*i+4, 12)) && allZero(d.bytes(32*i+20, 12)) {
-				n = 4
+			n := 4
+			if family == IPv6 {
+				n = 16
 			}
 			lo, _ := netip.AddrFromSlice(d.bytes(32*i, n))
 			hi, _ := netip.AddrFromSlice(d.bytes(32*i+16, n))
@@ -339,13 +338,23 @@ func tcpFlags(v uint8) string {
 	return bitNames(uint32(v), []string{"FIN", "SYN", "RST", "PSH", "ACK", "URG"})
 }
 
-// stateNames prints a conntrack state mask in iptables' order.
-func stateNames(mask uint16) string {
+type stateBit struct {
+	bit  uint16
+	name string
+}
+
+var (
+	// conntrackStates are the bits of include/uapi/linux/netfilter/xt_conntrack.h in iptables' order.
+	conntrackStates = []stateBit{{1, "INVALID"}, {8, "NEW"}, {4, "RELATED"}, {2, "ESTABLISHED"},
+		{1 << 8, "UNTRACKED"}, {1 << 6, "SNAT"}, {1 << 7, "DNAT"}}
+	// xtStates are those of xt_state.h.
+	xtStates = []stateBit{{1, "INVALID"}, {8, "NEW"}, {4, "RELATED"}, {2, "ESTABLISHED"}, {1 << 6, "UNTRACKED"}}
+)
+
+// stateNames prints a conntrack state mask.
+func stateNames(mask uint16, names []stateBit) string {
 	var w []string
-	for _, s := range []struct {
-		bit  uint16
-		name string
-	}{{1, "INVALID"}, {8, "NEW"}, {4, "RELATED"}, {2, "ESTABLISHED"}, {1 << 8, "UNTRACKED"}, {1 << 6, "SNAT"}, {1 << 7, "DNAT"}} {
+	for _, s := range names {
 		if mask&s.bit != 0 {
 			w = append(w, s.name)
 			mask &^= s.bit

@@ -293,7 +293,7 @@ func (m *nftRuleMsg) text(t *NFTTable) string {
 		case e.name == "lookup":
 			other = append(other, "lookup @"+e.set)
 		case e.name == "match" && t.Compat:
-			name, opts, ok := matchText(&e.xt)
+			name, opts, ok := matchText(&e.xt, family)
 			say(extensionText("-m", name, opts, ok))
 		case e.name == "target" && t.Compat:
 			opts, ok := (&Table{Family: family}).targetText(&Entry{Target: e.xt.Name, Revision: e.xt.Revision, Data: e.xt.Data})

@@ -2,6 +2,7 @@ package symbolize
 
 import (
 	"errors"
+	"net/netip"
 	"strings"
 	"testing"
 )
@@ -43,6 +44,33 @@ func TestRuleText(t *testing.T) {
 	t.Logf("%d exact, %d shortened", exact, short)
 	if exact < 3*short {
 		t.Errorf("%d rules exact, %d shortened", exact, short)
+	}
+}
+
+// What the bytes of a match mean depends on the table's family, and on which match it is.
+func TestMatchText(t *testing.T) {
+	ranges := func(lo, hi string) []byte { // struct xt_iprange_mtinfo: --src-range
+		b := make([]byte, 68)
+		copy(b, netip.MustParseAddr(lo).AsSlice())
+		copy(b[16:], netip.MustParseAddr(hi).AsSlice())
+		b[64] = 1
+		return b
+	}
+	for _, tt := range []struct {
+		match  Match
+		family Family
+		want   string
+	}{
+		{Match{Name: "iprange", Revision: 1, Data: ranges("10.0.0.1", "10.0.0.9")}, IPv4, "--src-range 10.0.0.1-10.0.0.9"},
+		{Match{Name: "iprange", Revision: 1, Data: ranges("fd00::1", "fd00::9")}, IPv6, "--src-range fd00::1-fd00::9"},
+		{Match{Name: "iprange", Revision: 1, Data: ranges("2001:db8::", "2001:dff::")}, IPv6, "--src-range 2001:db8::-2001:dff::"},
+		{Match{Name: "state", Data: []byte{1<<6 | 8, 0, 0, 0}}, IPv4, "--state NEW,UNTRACKED"},
+		{Match{Name: "state", Data: []byte{1<<7 | 2, 0, 0, 0}}, IPv4, "--state ESTABLISHED,…"},
+	} {
+		name, opts, ok := matchText(&tt.match, tt.family)
+		if name != tt.match.Name || opts != tt.want || !ok {
+			t.Errorf("%s of %v: %q, %q, %v, want %q", tt.match.Name, tt.family, name, opts, ok, tt.want)
+		}
 	}
 }
 
