@@ -137,10 +137,10 @@ test-interleave: test-interleave-1 test-interleave-2 test-interleave-7.x
 
 # Tasks preempt each other there by default, and programs have a stack for each CPU.
 test-interleave-7.x:
-	$(MAKE) test-e2e-7.x RUN='^TestInterleaved$$$$' VMFLAGS='-smp 2 -env NFTRACE_INTERLEAVE=1'
+	$(MAKE) test-e2e-7.x RUN='^TestInterleaved' VMFLAGS='-smp 2 -env NFTRACE_INTERLEAVE=1'
 
 test-interleave-%:
-	$(MAKE) test-e2e-6.12 RUN='^TestInterleaved$$$$' VMFLAGS='-smp $* -append preempt=full -env NFTRACE_INTERLEAVE=1'
+	$(MAKE) test-e2e-6.12 RUN='^TestInterleaved' VMFLAGS='-smp $* -append preempt=full -env NFTRACE_INTERLEAVE=1'
 
 #: make test-matrix         a smaller run on each kernel of MATRIX, with one CPU and two in turn, and by kprobes on one, where modules lack type information on one
 MATRIX ?= 5.10 6.1 6.12 6.18 7.x

@@ -395,6 +395,9 @@ const (
 // packetInfo is what the rules' own conditions look at.
 func packetInfo(s *events.Step) (symbolize.PacketInfo, bool) {
 	p := &s.Table.Part.Before
+	if behindUnseenNAT(s) {
+		p = s.Table.Part.After
+	}
 	if s.PF == events.PFARP {
 		arp := arpOf(p)
 		if arp == nil {
@@ -417,6 +420,13 @@ func packetInfo(s *events.Step) (symbolize.PacketInfo, bool) {
 		Src: tuple.Src.Addr(), Dst: tuple.Dst.Addr(), Proto: proto,
 		In: s.In.Name, Out: s.Out.Name, Frag: frag,
 	}, true
+}
+
+// behindUnseenNAT reports that the table met the packet with another destination than its part
+// began with.
+func behindUnseenNAT(s *events.Step) bool {
+	t := s.Table
+	return t.Part.NATUnseen && (t.Name == "filter" || t.Name == "security")
 }
 
 // packetsOf tells, for each rule of a part's tables, the packet as it was when the rule
@@ -488,13 +498,22 @@ type chain struct {
 	now    *events.Packet
 	unsure string
 	// lost is set where even the TTL is not known any more.
-	lost     bool
+	lost bool
+	// natted is set where NAT made of the packet what nobody saw.
+	natted   bool
 	changers int // visits, and tables that are not known, still to come that may change it
 	restored []restored
 }
 
 func (c *chain) table(run *tableRun) {
 	t := run.step.Table
+	if c.unsure == "" && (c.natted || behindUnseenNAT(run.step)) {
+		if next := behind(c.now, c.part.After); next != nil && c.changers == 0 {
+			c.now = next
+		} else {
+			c.unsure = "the kernel skipped the probe of NAT"
+		}
+	}
 	// Conntrack comes to know the packet between tables.
 	t.SetBefore(c.now, t.Before.CT, t.Before.CTReply)
 	c.now = t.Before
@@ -526,6 +545,19 @@ func (c *chain) table(run *tableRun) {
 	if c.unsure == "" && run.step.Verdict == events.NFAccept && run.path != nil {
 		t.After = c.now
 	}
+	c.natted = c.part.Unseen && !c.part.AfterNAT && run.givesDst()
+}
+
+// givesDst reports that NAT gave the packet a destination behind the run, which is of OUTPUT.
+func (r *tableRun) givesDst() bool {
+	if r.path == nil || len(r.path.Visits) == 0 || r.step.Hook != events.HookLocalOut {
+		return false
+	}
+	switch r.entry(len(r.path.Visits) - 1).Target {
+	case "DNAT", "REDIRECT", "NETMAP":
+		return true
+	}
+	return false
 }
 
 // meet notes that the rules from one on meet the packet as it is now.

@@ -226,6 +226,61 @@ func TestPacketsOfPart(t *testing.T) {
 	checkPackets(t, run.step.Table, keep(not("not seen")))
 }
 
+// Tables behind nat met another destination where the kernel skipped NAT's probe.
+func TestPacketsOfUnseenNAT(t *testing.T) {
+	const skipped = "skipped the probe of NAT"
+	dnat := []rule{{target: "DNAT"}}
+	natted := func(mark uint32) *events.Packet {
+		p := pkt(mark, 64)
+		p.Data[19] = 9
+		return p
+	}
+	for _, tt := range []struct {
+		name        string
+		hook        uint8
+		nat, filter []rule
+		part        events.Part
+		want        byte // the last byte of the destination at each rule of filter
+		unsure      string
+	}{
+		{"seen behind", events.HookLocalOut, dnat, []rule{{}}, events.Part{NATUnseen: true, After: natted(0)}, 9, ""},
+		{"without a rule of nat", events.HookLocalOut, []rule{{}}, []rule{{}}, events.Part{NATUnseen: true, After: natted(0)}, 9, ""},
+		{"changed behind NAT", events.HookLocalOut, dnat, []rule{mark(1, 1)}, events.Part{NATUnseen: true, After: natted(1)}, 0, skipped},
+		{"not seen behind", events.HookLocalOut, dnat, []rule{{}}, events.Part{Unseen: true}, 0, skipped},
+		{"not seen, but no NAT", events.HookLocalOut, []rule{{}}, []rule{{}}, events.Part{Unseen: true}, 2, ""},
+		{"not changed", events.HookLocalOut, dnat, []rule{{}}, events.Part{}, 2, ""},
+		{"its source", events.HookPostRouting, []rule{{target: "SNAT"}}, []rule{{}}, events.Part{Unseen: true}, 2, ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			part := tt.part
+			part.Before, part.Verdict = *pkt(0, 64), events.NFAccept
+			runs := []tableRun{runOf(t, "nat", &part, events.NFAccept, tt.nat), runOf(t, "filter", &part, events.NFAccept, tt.filter)}
+			for _, r := range runs {
+				r.step.Hook = tt.hook
+			}
+			// runOf goes on to the policy, and DNAT ends the run.
+			if tt.nat[0].target != "" {
+				runs[0].path.Visits = runs[0].path.Visits[:1]
+				runs[0].step.Table.Rules = runs[0].step.Table.Rules[:1]
+			}
+			packetsOf(runs, nil)
+			if p, _ := runs[0].step.Table.Packet(0); p == nil || p.Data[19] != 2 {
+				t.Errorf("nat met %+v", p)
+			}
+			p, unsure := runs[1].step.Table.Packet(0)
+			if !strings.Contains(unsure, tt.unsure) || (unsure == "") != (tt.unsure == "") {
+				t.Errorf("filter: unsure %q, want %q", unsure, tt.unsure)
+			}
+			if tt.unsure == "" && p.Data[19] != tt.want {
+				t.Errorf("filter met %+v", p)
+			}
+			if info, ok := packetInfo(runs[1].step); ok && part.NATUnseen && info.Dst != netip.MustParseAddr("10.0.0.9") {
+				t.Errorf("rules of filter are held against %v", info.Dst)
+			}
+		})
+	}
+}
+
 // A table that cannot be resolved leaves the packet alone if none of the rules that
 // matched can change it.
 func TestOpaque(t *testing.T) {

@@ -384,6 +384,10 @@ func (a *Assembler) step(d *draft, h *bpf.NftraceRecHdr, raw []byte) error {
 			d.see(p.After)
 			d.tracked(p.After)
 			d.rewritten(p)
+			if d.call.pattern.place.Hook == HookLocalOut && !p.AfterNAT && otherDst(p) {
+				// What is known of other parts of this pattern is of another packet.
+				p.NATUnseen, p.Pattern = true, nil
+			}
 		}
 	case bpf.NftraceRecTypeREC_NAT:
 		r, err := recNAT(raw)
@@ -468,7 +472,8 @@ func (a *Assembler) hook(d *draft, h *bpf.NftraceRecHdr, raw []byte) error {
 	var p *Part
 	if hasBefore || hasTables || len(d.nft.events) > 0 {
 		p = d.parts.take()
-		p.After, p.AfterNAT, p.Changed, p.Verdict, p.Pattern = nil, behind, false, VerdictUnknown, nil
+		p.After, p.AfterNAT, p.NATUnseen, p.Changed, p.Verdict, p.Pattern = nil, behind, false, false, VerdictUnknown, nil
+		p.Unseen = pattern.unseen
 		p.Tracked = h.Flags&uint32(bpf.NftraceRecFlagREC_F_TRACKED) != 0
 		if hasBefore {
 			p.rawBefore = r.Before
@@ -520,7 +525,7 @@ func (a *Assembler) hook(d *draft, h *bpf.NftraceRecHdr, raw []byte) error {
 		c.part, c.size = p, pattern.size
 		if kept {
 			c.size = int(r.Before.Len)
-			if hasBefore && !p.Changed {
+			if hasBefore && !p.Changed && !(p.Unseen && r.Place.Hook == HookLocalOut) {
 				p.Pattern = pattern
 			}
 		}
@@ -581,6 +586,15 @@ func (d *draft) rewritten(p *Part) {
 		*to = n
 		d.j.Steps[d.call.flow].NAT = to
 	}
+}
+
+// otherDst reports that the packet had another destination behind the part than before it, and else
+// was the same.
+func otherDst(p *Part) bool {
+	before, _ := p.Before.Tuple()
+	after, _ := p.After.Tuple()
+	n := NAT{Before: before, After: after}
+	return fits(&n) && before.Dst != after.Dst
 }
 
 // fits reports that a rewrite can have made After of Before: the packet may have been

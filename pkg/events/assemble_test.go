@@ -233,6 +233,54 @@ func (s *script) journey() *Journey {
 	return js[0]
 }
 
+// The kernel skips NAT's probe where it is hit within itself: that the packet was given another
+// destination is seen behind the hook only.
+func TestNATUnseen(t *testing.T) {
+	tables := part{hook: HookLocalOut, tables: []string{"nat", "filter"}, runs: 2, hits: []bpf.NftraceHit{hit(0, 1, 1), hit(1, 2, 1)}}
+	other := ping()
+	other.Data[15] = 9 // the source
+	for _, tt := range []struct {
+		name           string
+		hook           uint8
+		flags          bpf.NftraceRecFlag
+		run            func(s *script)
+		natted, unseen bool
+	}{
+		{"seen behind", HookLocalOut, 0, func(s *script) { s.after(dnatted()) }, true, false},
+		{"not seen behind", HookLocalOut, bpf.NftraceRecFlagREC_F_UNSEEN, func(s *script) {}, false, true},
+		{"not changed", HookLocalOut, 0, func(s *script) {}, false, false},
+		{"another change", HookLocalOut, 0, func(s *script) { s.after(other) }, false, false},
+		{"no tables behind", HookPreRouting, 0, func(s *script) { s.after(dnatted()) }, false, false},
+	} {
+		s := newScript(t, NewAssembler(), 7)
+		p := tables
+		p.hook, p.flags = tt.hook, tt.flags
+		s.part(p)
+		tt.run(s)
+		s.xmit()
+		s.end(0)
+		part := s.journey().Steps[1].Table.Part
+		if part.NATUnseen != tt.natted || part.Unseen != tt.unseen {
+			t.Errorf("%s: NATUnseen %v, Unseen %v", tt.name, part.NATUnseen, part.Unseen)
+		}
+		// It is told apart from others of its pattern.
+		if known := part.Pattern != nil; known == (tt.natted || tt.unseen) {
+			t.Errorf("%s: pattern %v", tt.name, part.Pattern)
+		}
+	}
+	// A probe that told.
+	s := newScript(t, NewAssembler(), 7)
+	p := tables
+	s.part(p)
+	s.nat(1)
+	d := dnatted()
+	s.part(part{hook: HookLocalOut, before: &d})
+	s.end(0)
+	if part := s.journey().Steps[0].Table.Part; part.NATUnseen {
+		t.Error("NAT was seen")
+	}
+}
+
 func dnatted() bpf.NftracePkt {
 	p := ping()
 	p.Data[19] = 9

@@ -321,6 +321,13 @@ type Part struct {
 	// limit), which routing decrements, may have changed behind the hook. It is nil where
 	// the packet is not known, or was gone.
 	After *Packet
+	// NATUnseen is set where NAT gave the packet After's destination within the part, at OUTPUT, and
+	// its probe did not tell: the kernel skips one that is hit while it runs on that CPU already.
+	// Tables behind nat, which are filter and security, met the packet as After has it.
+	NATUnseen bool
+	// Unseen is set where nobody looked at the packet behind the part: After is nil then, whatever
+	// became of it.
+	Unseen bool
 	// Tracked is set where the packet had a conntrack entry behind the part.
 	Tracked bool
 	// Verdict is NFAccept where the packet went on behind the part, else NFDrop

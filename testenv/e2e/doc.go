@@ -68,7 +68,7 @@
 //	-- not on 6.1 --   why the case is left out there
 //
 // TestInterleaved (make test-interleave) holds rules against ports, where packets
-// meet in one table.
+// meet in one table, TestInterleavedNAT where they meet in NAT.
 //
 // nftrace runs around the traffic if there is one in PATH; unless args choose
 // another --format, its trace lines must be the kernel's. Where NFTRACE_IN_VM

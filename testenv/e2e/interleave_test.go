@@ -150,6 +150,99 @@ func runInterleaved(t *testing.T, local, forward, echo int) (bad, all int) {
 	return r.unresolved + int(s.lost) + max(missing, 0), all
 }
 
+// interleavedNATTraffic are senders that preempt one another within NAT's probe, which the kernel
+// skips for the others then.
+const interleavedNATTraffic = `
+pids=
+for n in 1 2 3 4; do
+	on h taskset 1 traffic raw -n EACH -sport $((10000 * n)) -proto udp 10.211.55.1:53 &
+	pids="$pids $!"
+done
+for pid in $pids; do wait $pid; done
+`
+
+// TestInterleavedNAT: behind NAT the tables meet another packet than before, whether nftrace saw NAT
+// or not.
+func TestInterleavedNAT(t *testing.T) {
+	needVM(t)
+	if os.Getenv("NFTRACE_INTERLEAVE") == "" {
+		t.Skip("needs preemption: make test-interleave")
+	}
+	up(t, "bare")
+	cmd := exec.CommandContext(t.Context(), "ip", "netns", "exec", "h", "iptables-legacy-restore")
+	cmd.Stdin = strings.NewReader(`*nat
+-A OUTPUT -p udp --dport 53 -j DNAT --to-destination 172.17.0.2:10
+COMMIT
+*filter
+-A OUTPUT -p udp --dport 10 -j DROP
+COMMIT
+`)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	const each = 499
+	tmp := t.TempDir()
+	out := filepath.Join(tmp, "out")
+	shell(t.Context(), t, tmp, "senders", []string{"chrt", "-R", "-f", "20", "nftrace", "-o", out, "--format", "trace", "--netns", "h", "--"},
+		strings.ReplaceAll(interleavedNATTraffic, "EACH", strconv.Itoa(each)))
+	data, err := os.ReadFile(out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n, wrong := checkInterleavedNAT(string(data))
+	t.Logf("%d runs of nat, %d of filter, %d of them of a packet that is not known, %d unresolved", n.nat, n.filter, n.unknown, n.unresolved)
+	if len(wrong) > 0 {
+		t.Errorf("%d wrong lines, such as\n%s", len(wrong), strings.Join(wrong[:min(len(wrong), 20)], ""))
+	}
+	if known := n.filter - n.unknown; n.nat < 2*each || n.nat > 4*each || n.filter > 4*each || known < 2*each {
+		t.Errorf("of %d packets %d runs of nat, %d of filter, %d of them of a known packet, want at least half and no more", 4*each, n.nat, n.filter, known)
+	}
+}
+
+type interleavedNAT struct{ nat, filter, unknown, unresolved int }
+
+var dstField = regexp.MustCompile(` DST=(\S+) .* DPT=(\d+) `)
+
+// checkInterleavedNAT holds each line against the only one that there can be of its table.
+func checkInterleavedNAT(out string) (n interleavedNAT, wrong []string) {
+	for line := range strings.Lines(out) {
+		dst := dstField.FindStringSubmatch(line)
+		switch {
+		case strings.HasPrefix(line, "#"):
+		case unresolvedLine.MatchString(line):
+			n.unresolved++
+		case strings.Contains(line, "TRACE: nat:OUTPUT:rule:1 ") && dst != nil && dst[1] == "10.211.55.1" && dst[2] == "53":
+			n.nat++
+		case strings.Contains(line, "TRACE: filter:OUTPUT:rule:1 ") && dst == nil:
+			n.filter++
+			n.unknown++
+		case strings.Contains(line, "TRACE: filter:OUTPUT:rule:1 ") && dst[1] == "172.17.0.2" && dst[2] == "10":
+			n.filter++
+		default:
+			wrong = append(wrong, line)
+		}
+	}
+	return n, wrong
+}
+
+func TestCheckInterleavedNATFindsPlantedErrors(t *testing.T) {
+	const packet = "IN= OUT=eth0 SRC=10.211.55.8 DST=172.17.0.2 LEN=92 PROTO=UDP SPT=10001 DPT=10 LEN=72 \n"
+	before := strings.NewReplacer("172.17.0.2", "10.211.55.1", "DPT=10", "DPT=53").Replace(packet)
+	good := "TRACE: nat:OUTPUT:rule:1 " + before + "TRACE: filter:OUTPUT:rule:1 " + packet + "TRACE: filter:OUTPUT:rule:1 IN= OUT=eth0 \n"
+	if n, wrong := checkInterleavedNAT(good); len(wrong) > 0 || n != (interleavedNAT{nat: 1, filter: 2, unknown: 1}) {
+		t.Errorf("%+v, %q", n, wrong)
+	}
+	for _, line := range []string{
+		"TRACE: filter:OUTPUT:rule:1 " + before,
+		"TRACE: nat:OUTPUT:rule:1 " + packet,
+		"TRACE: filter:OUTPUT:policy:2 " + packet,
+	} {
+		if _, wrong := checkInterleavedNAT(good + line); len(wrong) != 1 {
+			t.Errorf("%s: %q", line, wrong)
+		}
+	}
+}
+
 // evaluations is how often table filter was run through in h: each run ends at a policy,
 // which counts it.
 func evaluations(t *testing.T) int {
