@@ -594,7 +594,7 @@ func otherDst(p *Part) bool {
 	before, _ := p.Before.Tuple()
 	after, _ := p.After.Tuple()
 	n := NAT{Before: before, After: after}
-	return fits(&n) && before.Dst != after.Dst
+	return fits(&n) && before.Dst != after.Dst && p.Before.Len == p.After.Len // else in a tunnel
 }
 
 // fits reports that a rewrite can have made After of Before: the packet may have been

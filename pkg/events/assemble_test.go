@@ -239,6 +239,8 @@ func TestNATUnseen(t *testing.T) {
 	tables := part{hook: HookLocalOut, tables: []string{"nat", "filter"}, runs: 2, hits: []bpf.NftraceHit{hit(0, 1, 1), hit(1, 2, 1)}}
 	other := ping()
 	other.Data[15] = 9 // the source
+	longer := dnatted()
+	longer.Len += 20
 	for _, tt := range []struct {
 		name           string
 		hook           uint8
@@ -250,6 +252,7 @@ func TestNATUnseen(t *testing.T) {
 		{"not seen behind", HookLocalOut, bpf.NftraceRecFlagREC_F_UNSEEN, func(s *script) {}, false, true},
 		{"not changed", HookLocalOut, 0, func(s *script) {}, false, false},
 		{"another change", HookLocalOut, 0, func(s *script) { s.after(other) }, false, false},
+		{"in a tunnel", HookLocalOut, 0, func(s *script) { s.after(longer) }, false, false},
 		{"no tables behind", HookPreRouting, 0, func(s *script) { s.after(dnatted()) }, false, false},
 	} {
 		s := newScript(t, NewAssembler(), 7)
