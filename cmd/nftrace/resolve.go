@@ -600,7 +600,7 @@ func (c *chain) change(who string, mark uint32, data []byte, ok bool) {
 		next.Mark, next.Data = mark, data
 		c.now = &next
 	}
-	if c.unsure != "" && c.changers == 0 && !c.lost {
+	if c.unsure != "" && c.changers == 0 && !c.lost && !c.part.NATUnseen {
 		if next := behind(c.now, c.part.After); next != nil {
 			c.now, c.unsure = next, ""
 		}

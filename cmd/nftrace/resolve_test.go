@@ -281,6 +281,24 @@ func TestPacketsOfUnseenNAT(t *testing.T) {
 	}
 }
 
+// What was seen behind NAT does not tell how the packet was before it.
+func TestPacketsOfBeforeUnseenNAT(t *testing.T) {
+	part := &events.Part{Before: *pkt(0, 64), Verdict: events.NFAccept, NATUnseen: true, After: pkt(5, 64)}
+	part.After.Data[19] = 9
+	runs := []tableRun{
+		runOf(t, "mangle", part, events.NFAccept, []rule{unknownTarget}),
+		runOf(t, "nat", part, events.NFAccept, []rule{{}}),
+		runOf(t, "filter", part, events.NFAccept, []rule{{}}),
+	}
+	for i := range runs {
+		runs[i].step.Hook = events.HookLocalOut
+	}
+	packetsOf(runs, nil)
+	for _, r := range runs[1:] {
+		checkPackets(t, r.step.Table, []packetRule{not("NOBODYKNOWS")})
+	}
+}
+
 // A table that cannot be resolved leaves the packet alone if none of the rules that
 // matched can change it.
 func TestOpaque(t *testing.T) {
