@@ -557,9 +557,8 @@ func (a *Assembler) nat(d *draft, after *Packet) {
 	if c.seen == nil {
 		return
 	}
-	n := NAT{Source: c.nat.Manip == 0, CTReply: c.nat.Dir != 0}
-	n.Before, _ = c.seen.Tuple()
-	n.After, _ = after.Tuple()
+	n := rewriteOf(c.seen, after)
+	n.Source, n.CTReply = c.nat.Manip == 0, c.nat.Dir != 0
 	if !fits(&n) || n.Before == n.After {
 		return
 	}
@@ -575,9 +574,7 @@ func (d *draft) rewritten(p *Part) {
 	if d.call.flow < 0 {
 		return
 	}
-	var n NAT
-	n.Before, _ = p.Before.Tuple()
-	n.After, _ = p.After.Tuple()
+	n := rewriteOf(&p.Before, p.After)
 	// It may also have put the packet behind a header, or taken it from behind one (VLAN, PPPoE,
 	// a tunnel): then these are not the same addresses before and after.
 	same := n.Before.Proto == n.After.Proto && n.Before.Src.Addr().IsValid() && n.After.Src.Addr().IsValid()
@@ -591,10 +588,15 @@ func (d *draft) rewritten(p *Part) {
 // otherDst reports that the packet had another destination behind the part than before it, and else
 // was the same.
 func otherDst(p *Part) bool {
-	before, _ := p.Before.Tuple()
-	after, _ := p.After.Tuple()
-	n := NAT{Before: before, After: after}
-	return fits(&n) && before.Dst != after.Dst && p.Before.Len == p.After.Len // else in a tunnel
+	n := rewriteOf(&p.Before, p.After)
+	return fits(&n) && n.Before.Dst != n.After.Dst && p.Before.Len == p.After.Len // else in a tunnel
+}
+
+// rewriteOf is a rewrite that made after of before.
+func rewriteOf(before, after *Packet) (n NAT) {
+	n.Before, _ = before.Tuple()
+	n.After, _ = after.Tuple()
+	return n
 }
 
 // fits reports that a rewrite can have made After of Before: the packet may have been
