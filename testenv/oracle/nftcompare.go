@@ -12,11 +12,14 @@ import (
 // An NFTJourney is what nftrace says of one packet: its runs of base chains, in its order.
 type NFTJourney struct {
 	ID       uint64
-	What     string // which packet it is, and what nftrace has of it: where a hole is
+	What     string // of one with a hole: which packet it is, and the steps that nftrace has of it
 	HalfSeen string
 	Lost     uint64
 	Runs     []NFTRun
 }
+
+// whole reports that nftrace has all of the packet's way.
+func (j *NFTJourney) whole() bool { return j.HalfSeen == "" && j.Lost == 0 }
 
 // nftObject is what the comparison needs of an object of nftrace --format json
 // (pkg/render/json.go).
@@ -55,6 +58,14 @@ type nftObject struct {
 			}
 		}
 	}
+}
+
+func (o *nftObject) what() string {
+	w := []string{o.Packet.Summary}
+	for i := range o.Steps {
+		w = append(w, strings.TrimSpace(o.Steps[i].Kind+" "+o.Steps[i].Hook))
+	}
+	return strings.Join(w, ", ")
 }
 
 type nftJSONPacket struct {
@@ -110,12 +121,14 @@ func ParseNFT(r io.Reader, ns string) ([]NFTJourney, error) {
 		case err != nil:
 			return nil, fmt.Errorf("nftrace's JSON: %w", err)
 		}
-		j := NFTJourney{ID: o.ID, HalfSeen: o.HalfSeen, Lost: o.Lost, What: o.Packet.Summary}
+		j := NFTJourney{ID: o.ID, HalfSeen: o.HalfSeen, Lost: o.Lost}
+		if !j.whole() {
+			j.What = o.what()
+		}
 		marked := false
 		for i := range o.Steps {
 			s := &o.Steps[i]
 			t := &s.Table
-			j.What += ", " + strings.TrimSpace(s.Kind+" "+s.Hook)
 			if s.Kind != "table" || t.Engine != "nf_tables" || s.NetnsName != ns {
 				continue
 			}
@@ -144,7 +157,7 @@ func ParseNFT(r io.Reader, ns string) ([]NFTJourney, error) {
 			}
 			j.Runs = append(j.Runs, run)
 		}
-		if marked && len(j.Runs) > 0 || j.HalfSeen != "" || j.Lost != 0 {
+		if marked && len(j.Runs) > 0 || !j.whole() {
 			out = append(out, j)
 		}
 	}
@@ -275,7 +288,7 @@ func CompareNFT(kernel []NFTRun, tool []NFTJourney, cause string) error {
 	var left []place
 	for j := range tool {
 		t := &tool[j]
-		if t.HalfSeen != "" || t.Lost != 0 {
+		if !t.whole() {
 			say("packet %d (%s): half seen: %q, lost: %d", t.ID, t.What, t.HalfSeen, t.Lost)
 		}
 		runs, _ := follow(t, -1)
