@@ -15,7 +15,8 @@ enum rec_type {
 	REC_BRIDGE = 4, /* rec_dev: br_forward chose a port */
 	REC_XMIT = 5,	/* rec_dev: __dev_queue_xmit */
 	REC_DELIVER = 6, /* rec_dev: handed to the local protocol */
-	REC_DROP = 7,	 /* rec_hdr: nf_hook_slow dropped it */
+	REC_DROP = 7,	 /* rec_hdr: nf_hook_slow dropped it, or, where it is
+			  * REC_F_REINJECTED, who reads its queue */
 	REC_END = 8,	 /* rec_hdr: the skb's life ended */
 	REC_NFT = 9, /* rec_nft: what nf_tables did; the REC_HOOK of the call
 			  * (or its part) that it was within follows */
@@ -53,6 +54,8 @@ enum rec_flag {
 	REC_F_NFTMISSED =
 		0x0080, /* something that nf_tables did may be missing */
 	REC_F_TRACKED = 0x0400, /* the packet had a conntrack entry behind it */
+	REC_F_REINJECTED =
+		0x0800, /* what was left of the hook behind NFQUEUE; REC_DROP's, too */
 	/* Of REC_EBT. */
 	REC_F_NOENTRY = 0x0200, /* another call came in between, or the
 				 * beginning of this one was not seen */

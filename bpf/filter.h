@@ -409,13 +409,13 @@ struct decision {
 	u64 flow; /* MATCH_MAYBE: the flow's hash */
 	u32 match;
 	u32 first; /* a journey begins */
-	u32 flags; /* REC_F_LATE */
+	u32 flags; /* REC_F_LATE, REC_F_REINJECTED */
 	u32 pad;
 };
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, 3);
+	__uint(max_entries, 4);
 	__type(key, u32);
 	__type(value, struct decision);
 } decisions SEC(".maps");

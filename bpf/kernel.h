@@ -142,6 +142,11 @@ struct nf_hook_state {
 	struct net *net;
 };
 
+struct nf_queue_entry {
+	struct sk_buff *skb;
+	struct nf_hook_state state;
+};
+
 struct nf_conn {
 	possible_net_t ct_net;
 	unsigned long status;
@@ -258,8 +263,10 @@ enum skb_drop_reason { SKB_DROP_REASON_NETFILTER_DROP = 1 };
 #define NFPROTO_BRIDGE 7
 #define NFPROTO_IPV6   10
 
-#define NF_ACCEPT 1
-#define NF_STOLEN 2
+#define NF_ACCEPT	1
+#define NF_DROP		0
+#define NF_STOLEN	2
+#define NF_VERDICT_MASK 0xff
 
 #define NFT_CONTINUE -1
 #define NFT_JUMP     -3

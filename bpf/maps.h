@@ -18,7 +18,7 @@ struct journey {
 	u32 flags; /* JOURNEY_* */
 	u64 flow;  /* hash of the flow, while JOURNEY_TENTATIVE */
 	u32 frame; /* 1 + the frame of the hook that it is in (xt.h); 0: none */
-	u32 pad;
+	u32 queued; /* the same of the hook that last put it into a queue */
 };
 
 #define JOURNEY_MORPH	  0x1 /* the next release of the head is no death */

@@ -56,49 +56,50 @@ static __always_inline void journey_forget(struct sk_buff *skb,
 }
 
 /* Where a probe of nf_hook_slow runs: softirqs and tasks have their own space to work in. */
-static __always_inline bool where_at_hook(struct where *w, const bool at_bridge)
+static __always_inline bool where_at_hook(struct where *w, const enum on on)
 {
-	if (!where_am_i(w, at_bridge ? ON_HOOK_BRIDGE : ON_HOOK))
+	if (!where_am_i(w, on))
 		return false;
-	if (!at_bridge && hook_copies > 1 && w->task)
+	if (on == ON_HOOK && hook_copies > 1 && w->task)
 		w->on = ON_HOOK_TASK;
 	return true;
 }
 
 /* Loaded at each use: with a variable the verifier would follow each value that it may have. */
-static __always_inline u8 hook_of(struct nf_hook_state *state,
-				  const bool at_bridge)
+static __always_inline u8 hook_of(struct nf_hook_state *state, const enum on on)
 {
-	return at_bridge ? NF_INET_PRE_ROUTING : get(state, hook);
+	return on == ON_HOOK_BRIDGE ? NF_INET_PRE_ROUTING : get(state, hook);
 }
 
 /*
- * A packet enters a hook. sp names the call. at_bridge is whether it is the bridge's own
- * PREROUTING: nothing that a softirq may interrupt, and nowhere that it was before.
+ * A packet enters a hook. sp names the call. on is ON_HOOK, or
+ *
+ *  - ON_HOOK_BRIDGE at the bridge's own PREROUTING: nothing that a softirq may interrupt, and
+ *    nowhere that the packet was before;
+ *  - ON_REINJECT where what is left of the hook runs behind a queue.
  */
 static __always_inline void hook(u64 sp, struct sk_buff *skb,
-				 struct nf_hook_state *state,
-				 const bool at_bridge)
+				 struct nf_hook_state *state, const enum on on)
 {
 	struct journey *j = journey_of(skb);
 	struct decision *d;
 	struct where w;
-	u32 key = at_bridge ? ON_HOOK_BRIDGE : ON_HOOK;
+	u32 key = on;
 
 	w.c = NULL;
 	if (open_frames) {
-		if (!at_bridge && hook_copies > 1 && j &&
+		if (on == ON_HOOK && hook_copies > 1 && j &&
 		    same_call(sp, state, j))
 			return;
-		if (!where_at_hook(&w, at_bridge))
+		if (!where_at_hook(&w, on))
 			return;
 		hook_next(&w, skb, j);
 	}
-	if (!j && (!tracing || (!at_bridge && seen_before(skb, state)) ||
-		   flow_passes(skb, state, hook_of(state, at_bridge))))
+	if (!j && (!tracing || (on == ON_HOOK && seen_before(skb, state)) ||
+		   flow_passes(skb, state, hook_of(state, on))))
 		return;
-	if (!at_bridge && hook_copies > 1) {
-		if (!w.c && !where_at_hook(&w, at_bridge))
+	if (on == ON_HOOK && hook_copies > 1) {
+		if (!w.c && !where_at_hook(&w, on))
 			return;
 		key = w.on;
 	}
@@ -106,25 +107,26 @@ static __always_inline void hook(u64 sp, struct sk_buff *skb,
 	if (!d)
 		return;
 	d->first = 0;
-	d->flags = 0;
+	d->flags = on == ON_REINJECT ? REC_F_REINJECTED : 0;
 	if (!j || j->flags & JOURNEY_TENTATIVE) {
-		match(skb, state, hook_of(state, at_bridge), d);
+		match(skb, state, hook_of(state, on), d);
 		if (!j) {
 			if (d->match == MATCH_NO) {
 				if (!use_nat || !use_detail)
 					let_pass(skb, get(state, net),
-						 hook_of(state, at_bridge),
+						 hook_of(state, on),
 						 get(state, pf));
 				return;
 			}
-			if (!w.c && !where_at_hook(&w, at_bridge))
+			if (!w.c && !where_at_hook(&w, on))
 				return;
 			j = journey_begin(&w, skb, d);
 			if (!j)
 				return;
 			d->first = 1;
-			if (!at_bridge && matched_late(skb, state))
-				d->flags = REC_F_LATE;
+			if ((on == ON_REINJECT && use_filter) ||
+			    (on == ON_HOOK && matched_late(skb, state)))
+				d->flags |= REC_F_LATE;
 		} else if (d->match == MATCH_YES) {
 			j->flags &= ~JOURNEY_TENTATIVE;
 		}
@@ -136,9 +138,13 @@ static __always_inline void hook(u64 sp, struct sk_buff *skb,
 		d->flags |= REC_F_NFTMISSED;
 	}
 #endif
-	if (w.c || where_at_hook(&w, at_bridge))
-		frame_open(&w, sp, skb, state, hook_of(state, at_bridge), j, d,
-			   !at_bridge);
+	if (on == ON_REINJECT)
+		j->queued = 0;
+	else
+		left_queue(j);
+	if (w.c || where_at_hook(&w, on))
+		frame_open(&w, sp, skb, state, hook_of(state, on), j, d,
+			   on != ON_HOOK_BRIDGE);
 }
 
 #ifndef NFTRACE_KPROBE
@@ -220,7 +226,7 @@ int BPF_ENTRY(hook_enter, struct sk_buff *skb, struct nf_hook_state *state)
 		if (!take_hook(sp_of(ctx), cpu, skb, state))
 			return 0;
 	}
-	hook(sp_of(ctx), skb, state, false);
+	hook(sp_of(ctx), skb, state, ON_HOOK);
 	if (shares_hook && !in_softirq(this_cpu())) {
 		cpu = bpf_get_smp_processor_id();
 		bpf_map_delete_elem(&hook_taken, &cpu);
@@ -353,6 +359,7 @@ static __always_inline void record_dev(struct sk_buff *skb, struct journey *j,
 	struct rec_dev rec;
 	u64 now = hook_over(skb, j, on);
 
+	left_queue(j);
 	if (j->flags & JOURNEY_TENTATIVE && dev && match_dev(skb, dev))
 		j->flags &= ~JOURNEY_TENTATIVE;
 	__builtin_memset(&rec, 0, sizeof(rec));
@@ -467,6 +474,82 @@ int BPF_ENTRY(nat_icmp6, struct sk_buff *skb, struct nf_conn *ct, u32 ctinfo,
 	      u32 hooknum)
 {
 	return rewrite_error(skb, ct, ctinfo, hooknum, only_on(ON_NAT_ICMP6));
+}
+
+/* ---- queues, net/netfilter/nfnetlink_queue.c ---- */
+
+#ifdef NFTRACE_KPROBE
+/*
+ * Before the next one: clang says twice which line only_on() stands in, and what comes behind it in a
+ * section has no lines for cilium/ebpf then.
+ */
+SEC("kprobe/nfqnl_enqueue_packet")
+int BPF_KPROBE(queue_refused_call, struct nf_queue_entry *entry)
+{
+	return call_begins(CALL_QUEUE, (u64)entry, 0);
+}
+#endif
+
+/* Called by nf_queue, within the hook whose verdict it is. */
+SEC(ENTRY "nfqnl_enqueue_packet")
+int BPF_ENTRY(queue, struct nf_queue_entry *entry)
+{
+	struct sk_buff *skb = untrusted(get(entry, skb));
+	struct journey *j = journey_of(skb);
+
+	if (j)
+		frame_queue(skb, j, only_on(ON_QUEUE));
+	return 0;
+}
+
+static __always_inline int not_queued(struct nf_queue_entry *entry, int ret)
+{
+	struct sk_buff *skb;
+	struct journey *j;
+
+	/* Else it may be gone already. */
+	if (ret >= 0)
+		return 0;
+	skb = untrusted(get(entry, skb));
+	j = journey_of(skb);
+	if (j)
+		frame_refused(skb, j, only_on(ON_REFUSED));
+	return 0;
+}
+
+/* Who reads the queue dropped it, or ended: no more of the hook runs. */
+static __always_inline void refused(struct sk_buff *skb)
+{
+	struct journey *j = journey_of(skb);
+	struct rec_hdr h;
+
+	if (!j)
+		return;
+	rec_begin(&h, REC_DROP, j, NULL, bpf_ktime_get_ns(),
+		  bpf_get_smp_processor_id());
+	h.flags |= REC_F_REINJECTED;
+	rec_send(&h, sizeof(h));
+}
+
+/*
+ * A program that reads a queue has said what is to become of a packet. What is left of its hook
+ * runs within this function, and not in nf_hook_slow.
+ */
+SEC(ENTRY "nfqnl_reinject")
+int BPF_ENTRY(reinject, struct nf_queue_entry *entry, u32 verdict)
+{
+	struct sk_buff *skb = untrusted(get(entry, skb));
+
+	if ((verdict & NF_VERDICT_MASK) == NF_DROP) {
+		refused(skb);
+		return 0;
+	}
+	if (tasks_preempt && has_preempt_disable)
+		bpf_preempt_disable();
+	hook(sp_of(ctx), skb, &entry->state, only_on(ON_REINJECT));
+	if (tasks_preempt && has_preempt_disable)
+		bpf_preempt_enable();
+	return 0;
 }
 
 /* ---- who else gets the CPU ---- */
@@ -691,6 +774,12 @@ int BPF_PROG(defrag_ip6, struct net *net, struct sk_buff *skb, u32 user,
 	return defragmented(skb, ret, only_on(ON_DEFRAG6));
 }
 
+SEC("fexit/nfqnl_enqueue_packet")
+int BPF_PROG(queue_refused, struct nf_queue_entry *entry, u32 queuenum, int ret)
+{
+	return not_queued(entry, ret);
+}
+
 SEC("fexit/xt_replace_table")
 int BPF_PROG(table_replaced, struct xt_table *table, u32 num_counters,
 	     void *info, int *error, void *old)
@@ -754,6 +843,14 @@ int BPF_KRETPROBE(defrag_ip6, int ret)
 	return call_ends(CALL_DEFRAG6, &a) ?
 		       defragmented((void *)a.a, ret, only_on(ON_DEFRAG6)) :
 		       0;
+}
+
+SEC("kretprobe/nfqnl_enqueue_packet")
+int BPF_KRETPROBE(queue_refused, int ret)
+{
+	struct call_args a;
+
+	return call_ends(CALL_QUEUE, &a) ? not_queued((void *)a.a, ret) : 0;
 }
 
 SEC("kprobe/xt_replace_table")
@@ -867,7 +964,7 @@ static __always_inline void bridge_pre(struct sk_buff *skb,
 	if ((!j && from_br_netfilter(skb)) || !bh_off(this_cpu()))
 		return;
 	/* The state is the hook's own, further up in the stack. */
-	hook((u64)state, skb, state, true);
+	hook((u64)state, skb, state, ON_HOOK_BRIDGE);
 }
 
 /* net/netfilter/nft_chain_filter.c: before each base chain of family bridge. */

@@ -79,7 +79,11 @@ const (
 	NftraceKprobeProgNftState          = "nft_state"
 	NftraceKprobeProgNftTrace          = "nft_trace"
 	NftraceKprobeProgNftTraceInfo      = "nft_trace_info"
+	NftraceKprobeProgQueue             = "queue"
+	NftraceKprobeProgQueueRefused      = "queue_refused"
+	NftraceKprobeProgQueueRefusedCall  = "queue_refused_call"
 	NftraceKprobeProgReceive           = "receive"
+	NftraceKprobeProgReinject          = "reinject"
 	NftraceKprobeProgSchedSwitch       = "sched_switch"
 	NftraceKprobeProgSkbDrop           = "skb_drop"
 	NftraceKprobeProgSkbMorph          = "skb_morph"
@@ -237,7 +241,11 @@ type NftraceKprobeProgramSpecs struct {
 	NftState          *ebpf.ProgramSpec `ebpf:"nft_state"`
 	NftTrace          *ebpf.ProgramSpec `ebpf:"nft_trace"`
 	NftTraceInfo      *ebpf.ProgramSpec `ebpf:"nft_trace_info"`
+	Queue             *ebpf.ProgramSpec `ebpf:"queue"`
+	QueueRefused      *ebpf.ProgramSpec `ebpf:"queue_refused"`
+	QueueRefusedCall  *ebpf.ProgramSpec `ebpf:"queue_refused_call"`
 	Receive           *ebpf.ProgramSpec `ebpf:"receive"`
+	Reinject          *ebpf.ProgramSpec `ebpf:"reinject"`
 	SchedSwitch       *ebpf.ProgramSpec `ebpf:"sched_switch"`
 	SkbDrop           *ebpf.ProgramSpec `ebpf:"skb_drop"`
 	SkbMorph          *ebpf.ProgramSpec `ebpf:"skb_morph"`
@@ -546,7 +554,11 @@ type NftraceKprobePrograms struct {
 	NftState          *ebpf.Program `ebpf:"nft_state"`
 	NftTrace          *ebpf.Program `ebpf:"nft_trace"`
 	NftTraceInfo      *ebpf.Program `ebpf:"nft_trace_info"`
+	Queue             *ebpf.Program `ebpf:"queue"`
+	QueueRefused      *ebpf.Program `ebpf:"queue_refused"`
+	QueueRefusedCall  *ebpf.Program `ebpf:"queue_refused_call"`
 	Receive           *ebpf.Program `ebpf:"receive"`
+	Reinject          *ebpf.Program `ebpf:"reinject"`
 	SchedSwitch       *ebpf.Program `ebpf:"sched_switch"`
 	SkbDrop           *ebpf.Program `ebpf:"skb_drop"`
 	SkbMorph          *ebpf.Program `ebpf:"skb_morph"`
@@ -598,7 +610,11 @@ func (p *NftraceKprobePrograms) Close() error {
 		p.NftState,
 		p.NftTrace,
 		p.NftTraceInfo,
+		p.Queue,
+		p.QueueRefused,
+		p.QueueRefusedCall,
 		p.Receive,
+		p.Reinject,
 		p.SchedSwitch,
 		p.SkbDrop,
 		p.SkbMorph,

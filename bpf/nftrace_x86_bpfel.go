@@ -109,6 +109,8 @@ type NftraceFrame struct {
 	Copied       uint32
 	Split        uint32
 	Morphed      uint32
+	Refused      uint32
+	HadSp        uint64
 	First        uint32
 	Blocks       uint32
 	Fresh        uint32
@@ -116,6 +118,7 @@ type NftraceFrame struct {
 	Nft          uint32
 	NftChanged   uint32
 	NftCursor    uint32
+	_            [4]byte
 	NftBase      uint64
 	Flowtable    uint64
 	Percpu       uint64
@@ -163,13 +166,13 @@ type NftraceIface struct {
 }
 
 type NftraceJourney struct {
-	_     structs.HostLayout
-	Id    uint64
-	Seq   uint32
-	Flags uint32
-	Flow  uint64
-	Frame uint32
-	Pad   uint32
+	_      structs.HostLayout
+	Id     uint64
+	Seq    uint32
+	Flags  uint32
+	Flow   uint64
+	Frame  uint32
+	Queued uint32
 }
 
 type NftraceKept struct {
@@ -360,19 +363,20 @@ type NftraceRecEbt struct {
 type NftraceRecFlag uint32
 
 const (
-	NftraceRecFlagREC_F_TORN      NftraceRecFlag = 1
-	NftraceRecFlagREC_F_REPLACED  NftraceRecFlag = 2
-	NftraceRecFlagREC_F_NOTABLE   NftraceRecFlag = 4
-	NftraceRecFlagREC_F_TOOMANY   NftraceRecFlag = 8
-	NftraceRecFlagREC_F_FAULT     NftraceRecFlag = 16
-	NftraceRecFlagREC_F_UNCOUNTED NftraceRecFlag = 32
-	NftraceRecFlagREC_F_UNSEEN    NftraceRecFlag = 64
-	NftraceRecFlagREC_F_NFTMISSED NftraceRecFlag = 128
-	NftraceRecFlagREC_F_TRACKED   NftraceRecFlag = 1024
-	NftraceRecFlagREC_F_NOENTRY   NftraceRecFlag = 512
-	NftraceRecFlagREC_F_BETWEEN   NftraceRecFlag = 256
-	NftraceRecFlagREC_F_LATE      NftraceRecFlag = 8192
-	NftraceRecFlagREC_F_TENTATIVE NftraceRecFlag = 16384
+	NftraceRecFlagREC_F_TORN       NftraceRecFlag = 1
+	NftraceRecFlagREC_F_REPLACED   NftraceRecFlag = 2
+	NftraceRecFlagREC_F_NOTABLE    NftraceRecFlag = 4
+	NftraceRecFlagREC_F_TOOMANY    NftraceRecFlag = 8
+	NftraceRecFlagREC_F_FAULT      NftraceRecFlag = 16
+	NftraceRecFlagREC_F_UNCOUNTED  NftraceRecFlag = 32
+	NftraceRecFlagREC_F_UNSEEN     NftraceRecFlag = 64
+	NftraceRecFlagREC_F_NFTMISSED  NftraceRecFlag = 128
+	NftraceRecFlagREC_F_TRACKED    NftraceRecFlag = 1024
+	NftraceRecFlagREC_F_REINJECTED NftraceRecFlag = 2048
+	NftraceRecFlagREC_F_NOENTRY    NftraceRecFlag = 512
+	NftraceRecFlagREC_F_BETWEEN    NftraceRecFlag = 256
+	NftraceRecFlagREC_F_LATE       NftraceRecFlag = 8192
+	NftraceRecFlagREC_F_TENTATIVE  NftraceRecFlag = 16384
 )
 
 type NftraceRecFlow struct {
@@ -592,6 +596,9 @@ const (
 	NftraceProgNftState        = "nft_state"
 	NftraceProgNftTrace        = "nft_trace"
 	NftraceProgNftTraceInfo    = "nft_trace_info"
+	NftraceProgQueue           = "queue"
+	NftraceProgQueueRefused    = "queue_refused"
+	NftraceProgReinject        = "reinject"
 	NftraceProgSchedSwitch     = "sched_switch"
 	NftraceProgSkbDrop         = "skb_drop"
 	NftraceProgSkbMorph        = "skb_morph"
@@ -745,6 +752,9 @@ type NftraceProgramSpecs struct {
 	NftState      *ebpf.ProgramSpec `ebpf:"nft_state"`
 	NftTrace      *ebpf.ProgramSpec `ebpf:"nft_trace"`
 	NftTraceInfo  *ebpf.ProgramSpec `ebpf:"nft_trace_info"`
+	Queue         *ebpf.ProgramSpec `ebpf:"queue"`
+	QueueRefused  *ebpf.ProgramSpec `ebpf:"queue_refused"`
+	Reinject      *ebpf.ProgramSpec `ebpf:"reinject"`
 	SchedSwitch   *ebpf.ProgramSpec `ebpf:"sched_switch"`
 	SkbDrop       *ebpf.ProgramSpec `ebpf:"skb_drop"`
 	SkbMorph      *ebpf.ProgramSpec `ebpf:"skb_morph"`
@@ -1049,6 +1059,9 @@ type NftracePrograms struct {
 	NftState      *ebpf.Program `ebpf:"nft_state"`
 	NftTrace      *ebpf.Program `ebpf:"nft_trace"`
 	NftTraceInfo  *ebpf.Program `ebpf:"nft_trace_info"`
+	Queue         *ebpf.Program `ebpf:"queue"`
+	QueueRefused  *ebpf.Program `ebpf:"queue_refused"`
+	Reinject      *ebpf.Program `ebpf:"reinject"`
 	SchedSwitch   *ebpf.Program `ebpf:"sched_switch"`
 	SkbDrop       *ebpf.Program `ebpf:"skb_drop"`
 	SkbMorph      *ebpf.Program `ebpf:"skb_morph"`
@@ -1096,6 +1109,9 @@ func (p *NftracePrograms) Close() error {
 		p.NftState,
 		p.NftTrace,
 		p.NftTraceInfo,
+		p.Queue,
+		p.QueueRefused,
+		p.Reinject,
 		p.SchedSwitch,
 		p.SkbDrop,
 		p.SkbMorph,

@@ -80,6 +80,7 @@ enum on {
 	ON_HOOK,
 	ON_HOOK_TASK,
 	ON_HOOK_BRIDGE,
+	ON_REINJECT, /* these have a place in decisions each */
 	ON_LOOKUP,
 	ON_REPLACE,
 	ON_XMIT,
@@ -98,6 +99,8 @@ enum on {
 	ON_EBT,
 	ON_DEFRAG,
 	ON_DEFRAG6,
+	ON_QUEUE,
+	ON_REFUSED,
 	ON_MAX
 };
 
@@ -279,7 +282,7 @@ struct frame_table {
 
 #define FRAME_OPENS (~0ULL)
 
-/* A call of nf_hook_slow for a followed packet. */
+/* A call of nf_hook_slow for a followed packet, or of what is left of it behind a queue. */
 struct frame {
 	u64 sp;	  /* where in the stack the call is; 0: free */
 	u64 task; /* whose stack; 0: a softirq's; FRAME_OPENS: nobody's yet */
@@ -294,6 +297,8 @@ struct frame {
 	u32 copied;  /* its snapshot is what the counters were at recseq */
 	u32 split;   /* number of parts that nf_nat_manip_pkt has ended */
 	u32 morphed; /* its packet is another one now than the tables saw */
+	u32 refused; /* by a queue, and told until then: the packet may go on */
+	u64 had_sp;  /* sp, before it was to be queued */
 	u32 first;   /* the first one of its journey */
 	u32 blocks;  /* used of its snapshot */
 	u32 fresh;   /* one of its tables was met for the first time */
@@ -1083,7 +1088,8 @@ static __noinline int frame_end(struct where *w, u32 n, struct sk_buff *skb,
 	}
 	if (j && j->id == f->jid) {
 		j->frame = 0;
-		frame_send(w, n, j, skb);
+		if (!f->refused || f->nft || f->rec.runs || f->rec.nhits)
+			frame_send(w, n, j, skb);
 	}
 	if (f->task)
 		__sync_fetch_and_add(&open_task_frames, -1);
@@ -1448,6 +1454,17 @@ static long find_free(u32 i, struct find_free *s)
 	return 1;
 }
 
+/* Frame n is open, and has the CPU. */
+static __always_inline void frame_counted(struct where *w, struct frame *f,
+					  u32 n, struct journey *j)
+{
+	__sync_fetch_and_add(&open_frames, 1);
+	if (f->task)
+		__sync_fetch_and_add(&open_task_frames, 1);
+	j->frame = n;
+	frame_start(w, n);
+}
+
 /*
  * A followed packet enters a hook. sp names the call; with_tables is whether xtables' tables
  * may be there.
@@ -1486,6 +1503,7 @@ frame_open(struct where *w, u64 sp, struct sk_buff *skb,
 	f->copied = 0;
 	f->split = 0;
 	f->morphed = 0;
+	f->refused = 0;
 	f->blocks = 0;
 	f->fresh = 0;
 	f->kept = !w->task;
@@ -1515,7 +1533,6 @@ frame_open(struct where *w, u64 sp, struct sk_buff *skb,
 
 	task = w->task;
 	*(volatile u64 *)&f->task = task;
-	__sync_fetch_and_add(&open_frames, 1);
 	if (task) {
 		u32 pool = w->cpu * FRAMES, *had;
 
@@ -1523,10 +1540,17 @@ frame_open(struct where *w, u64 sp, struct sk_buff *skb,
 		if (!had || *had != pool)
 			bpf_map_update_elem(&task_frames, &task, &pool,
 					    BPF_ANY);
-		__sync_fetch_and_add(&open_task_frames, 1);
 	}
-	j->frame = s.n;
-	frame_start(w, s.n);
+	frame_counted(w, f, s.n, j);
+}
+
+/* What a frame says from here on is a part of its own. */
+static __always_inline void frame_new_part(struct frame *f)
+{
+	f->first = 0;
+	f->rec.hdr.flags &= REC_F_NOTABLE | REC_F_REINJECTED;
+	f->rec.nhits = 0;
+	f->rec.runs = 0;
 }
 
 /*
@@ -1544,12 +1568,66 @@ static __always_inline bool frame_split(struct where *w, struct sk_buff *skb,
 	frame_stop(w);
 	frame_send(w, n, j, skb);
 	f->split++;
-	f->first = 0;
-	f->rec.hdr.flags &= REC_F_NOTABLE;
-	f->rec.nhits = 0;
-	f->rec.runs = 0;
+	frame_new_part(f);
 	frame_start(w, n);
 	return true;
+}
+
+/*
+ * The packet is about to be put into a queue. Its frame ends here, and not where the packet
+ * appears again: who reads the queue may have sent it on, on another CPU, before the hook has
+ * returned on this one.
+ */
+static __always_inline void frame_queue(struct sk_buff *skb, struct journey *j,
+					enum on on)
+{
+	struct frame *f = frame_of(j);
+
+	j->queued = f ? j->frame : 0;
+	if (!f)
+		return;
+	f->had_sp = f->sp;
+	hook_over(skb, j, on);
+}
+
+/*
+ * It is somewhere else. If nobody has told that it left the queue it was put into, the kernel
+ * skipped the probe that would have, and what was left of the hook.
+ */
+static __always_inline void left_queue(struct journey *j)
+{
+	if (j->queued) {
+		j->queued = 0;
+		j->seq++; /* a hole in the path */
+	}
+}
+
+/* It was not put there, and may go on: so does its frame, if no other has taken its place. */
+static __always_inline void frame_refused(struct sk_buff *skb,
+					  struct journey *j, enum on on)
+{
+	u32 n = j->queued;
+	struct frame *f = frame_at(n);
+	struct where w;
+
+	if (!f || !where_am_i(&w, on))
+		return;
+	j->queued = 0;
+	frame_stop(&w);
+	if (f->sp || f->jid != j->id) {
+		count_loss(LOSS_FRAMES);
+		j->seq++; /* a hole in the path */
+		return;
+	}
+	*(volatile u64 *)&f->sp = f->had_sp;
+	f->refused = 1;
+	f->split = 0;
+	f->morphed = 0;
+	f->nft = 0;
+	f->nft_changed = 0;
+	frame_new_part(f);
+	read_pkt(&f->rec.before, skb, (void *)f->net);
+	frame_counted(&w, f, n, j);
 }
 
 /* Whether a table of the frame's hook was run through, or may have been. */

@@ -405,6 +405,11 @@ func (a *Assembler) step(d *draft, h *bpf.NftraceRecHdr, raw []byte) error {
 	case bpf.NftraceRecTypeREC_DELIVER:
 		return a.passed(d, StepDeliver, h, raw)
 	case bpf.NftraceRecTypeREC_DROP:
+		if h.Flags&uint32(bpf.NftraceRecFlagREC_F_REINJECTED) != 0 {
+			a.endCall(d, VerdictUnknown)
+			d.j.refused = true
+			return nil
+		}
 		// REC_END comes next, but perhaps not at once: the CPU may have stood still.
 		if d.call.open && !d.gap {
 			a.endCall(d, NFDrop)
@@ -843,6 +848,11 @@ func (j *Journey) concludeHook(o *Outcome, i int) {
 			o.Step = table
 		}
 	case s.Verdict != VerdictUnknown:
+	case j.refused:
+		o.Kind, o.Step = OutDropped, i
+		if table >= 0 && (said == NFQueue || said == VerdictUnknown) {
+			o.Step = table
+		}
 	case said == NFDrop:
 		o.Kind, o.Step = OutDropped, table
 	case said == NFStolen:

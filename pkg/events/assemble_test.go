@@ -370,6 +370,27 @@ func TestOutcome(t *testing.T) {
 			s.part(part{hook: HookPreRouting})
 			s.end(none)
 		}, Outcome{Kind: OutFreed, Step: -1, Rule: -1}},
+		{"dropped by the program that read its queue", func(s *script) {
+			s.nft(nftRule(5, 7<<16|NFQueue))
+			s.first(HookForward, none)
+			s.header(bpf.NftraceRecTypeREC_DROP, bpf.NftraceRecFlagREC_F_REINJECTED)
+			s.end(none)
+		}, Outcome{Kind: OutDropped, Step: 0, Rule: -1}},
+		{"dropped from a queue; by what rule it came there, its rules may tell", func(s *script) {
+			s.filter(HookForward)
+			s.header(bpf.NftraceRecTypeREC_DROP, bpf.NftraceRecFlagREC_F_REINJECTED)
+			s.end(none)
+		}, Outcome{Kind: OutDropped, Step: 0, Rule: -1}},
+		{"dropped from the queue of a module that nobody knows", func(s *script) {
+			s.first(HookForward, none)
+			s.header(bpf.NftraceRecTypeREC_DROP, bpf.NftraceRecFlagREC_F_REINJECTED)
+			s.end(none)
+		}, Outcome{Kind: OutDropped, Step: 0, Rule: -1}},
+		{"came back from its queue, and was dropped then", func(s *script) {
+			s.filter(HookForward)
+			s.part(part{hook: HookForward, flags: bpf.NftraceRecFlagREC_F_REINJECTED, tables: []string{"security"}, runs: 1, hits: []bpf.NftraceHit{hit(0, 4, 1)}})
+			s.drop()
+		}, Outcome{Kind: OutDropped, Step: 3, Rule: -1}},
 		{"ARP that comes in", func(s *script) {
 			s.nft(nftRule(5, NFAccept))
 			s.part(part{pf: PFARP})
@@ -422,6 +443,26 @@ func TestConclude(t *testing.T) {
 		if j.Outcome != tt.want {
 			t.Errorf("table %d, hook %d: %+v, want %+v", tt.table, tt.hook, j.Outcome, tt.want)
 		}
+	}
+}
+
+// What is left of a hook behind a queue is a visit of its own.
+func TestReinjected(t *testing.T) {
+	s := newScript(t, NewAssembler(), 7)
+	s.first(HookForward, 0)
+	s.part(part{hook: HookForward, flags: bpf.NftraceRecFlagREC_F_REINJECTED, tables: []string{"filter"}, runs: 1, hits: []bpf.NftraceHit{hit(0, 4, 1)}})
+	s.xmit()
+	s.end(0)
+	j := s.journey()
+	var got []bool
+	for i := range j.Steps {
+		got = append(got, j.Steps[i].Reinjected)
+	}
+	if want := []bool{false, true, true, false}; !slices.Equal(got, want) {
+		t.Errorf("reinjected: %v, want %v", got, want)
+	}
+	if j.Lost != 0 || j.Steps[0].Verdict != NFAccept || j.Steps[1].Table.Unresolved != "" {
+		t.Errorf("lost %d, steps %+v", j.Lost, j.Steps)
 	}
 }
 

@@ -60,6 +60,7 @@ type Journey struct {
 
 	ended   bool    // the packet is gone
 	dropped bool    // by a call of a hook of which nothing is known
+	refused bool    // by the program that read its queue, or as that ended
 	seen    *Packet // as it was seen last
 }
 
@@ -136,6 +137,9 @@ type Place struct {
 	// In, Out are nf_hook_state's devices; PhysIn, PhysOut the bridge ports
 	// (nf_bridge_info) where br_netfilter handed the packet to the IP hooks.
 	In, Out, PhysIn, PhysOut Device
+	// Reinjected is set where a program that reads a queue of NFQUEUE sent the packet back: what
+	// was left of the hook ran then (nfqnl_reinject).
+	Reinjected bool
 
 	named int // Assembler.named when PhysIn.Name was looked up
 }
@@ -418,7 +422,7 @@ const (
 	OutDelivered OutcomeKind = "delivered" // handed to a local socket or protocol
 	OutDropped   OutcomeKind = "dropped"   // a verdict dropped it: see Step and Rule
 	OutStolen    OutcomeKind = "stolen"    // a hook kept it (fragment queued, SYNPROXY …)
-	OutQueued    OutcomeKind = "queued"    // handed to userspace by NFQUEUE and not seen again
+	OutQueued    OutcomeKind = "queued"    // handed to userspace by NFQUEUE, if anybody is there, and not seen again
 	OutFreed     OutcomeKind = "freed"     // freed without a verdict known to nftrace
 	OutUnknown   OutcomeKind = "unknown"   // tracing ended first, or records were lost
 )

@@ -151,6 +151,7 @@ func (a *Assembler) newPattern(r *bpf.NftraceRecHook, raw []byte, hits []bpf.Nft
 		Netns: p.netns, PF: where.Pf, Hook: where.Hook,
 		In: a.device(p.netns, &where.In), Out: a.device(p.netns, &where.Out),
 		PhysIn: Device{Index: int(where.Physin)}, PhysOut: a.device(p.netns, &where.Physout),
+		Reinjected: p.flags&uint32(bpf.NftraceRecFlagREC_F_REINJECTED) != 0,
 	}
 	p.renamed = a.renamed
 	if r.Ntables > 0 {

@@ -60,6 +60,12 @@ func (b *builder) at(pf, hook uint8, devs ...events.Device) *builder {
 	return b
 }
 
+// reinjected is where it was before, behind a queue.
+func (b *builder) reinjected() *builder {
+	b.where.Reinjected = true
+	return b
+}
+
 func (b *builder) change(f func(*events.Packet)) *builder {
 	b.pkt.Data = append([]byte{}, b.pkt.Data...)
 	f(&b.pkt)
@@ -372,6 +378,11 @@ func journeys() map[string]*events.Journey {
 		"queued": journey(ping(c2, c1, false)).at(ip, in, eth0).
 			table("filter", events.NFQueue, "INPUT:rule:1|-j NFQUEUE --queue-num 3|NFQUEUE").hook(events.NFQueue).
 			end(events.Outcome{Kind: events.OutQueued, Step: 0, Rule: 0}),
+		"requeued": journey(ping(c2, c1, false)).at(ip, in, eth0).
+			table("mangle", events.NFQueue, "INPUT:rule:1|-j NFQUEUE --queue-num 3|NFQUEUE").hook(events.NFAccept).
+			at(ip, in, eth0).reinjected().change(func(p *events.Packet) { p.Mark = 7 }).
+			table("filter", events.NFQueue, "INPUT:rule:1|-j NFQUEUE --queue-num 4|NFQUEUE").hook(events.VerdictUnknown).
+			end(events.Outcome{Kind: events.OutDropped, Step: 2, Rule: 0}),
 		"freed": journey(ping(c2, c1, false)).at(ip, pre, eth0).policy("raw", 1).
 			end(events.Outcome{Kind: events.OutFreed, Step: -1, Rule: -1}),
 		// All that is left of it is where it went.

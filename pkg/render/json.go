@@ -63,21 +63,24 @@ type Device struct {
 
 // Step is one thing that happened to the packet.
 type Step struct {
-	Kind      string     `json:"kind"` // "table", "hook", "nat", "flowtable", "bridge", "xmit", "deliver"
-	TimeNS    int64      `json:"time_ns"`
-	CPU       int        `json:"cpu"`
-	Netns     uint32     `json:"netns"`      // inode number
-	NetnsName string     `json:"netns_name"` // "" for nftrace's own
-	Family    string     `json:"family"`     // "ip", "ip6", "bridge", "arp", …; "" but for table, flowtable and hook
-	Hook      string     `json:"hook"`       // "PREROUTING" …; "" but for table, flowtable and hook
-	In        *Device    `json:"in"`
-	Out       *Device    `json:"out"`
-	PhysIn    *Device    `json:"phys_in"`
-	PhysOut   *Device    `json:"phys_out"`
-	Verdict   string     `json:"verdict"`   // "ACCEPT", "DROP", "STOLEN", "QUEUE", "REPEAT"; "" but for table and hook, or unknown
-	Table     *Table     `json:"table"`     // of kind "table"
-	NAT       *NAT       `json:"nat"`       // of kind "nat", and of "flowtable" where it rewrote the packet
-	Flowtable *Flowtable `json:"flowtable"` // of kind "flowtable": it sent the packet on, past the hooks behind
+	Kind      string  `json:"kind"` // "table", "hook", "nat", "flowtable", "bridge", "xmit", "deliver"
+	TimeNS    int64   `json:"time_ns"`
+	CPU       int     `json:"cpu"`
+	Netns     uint32  `json:"netns"`      // inode number
+	NetnsName string  `json:"netns_name"` // "" for nftrace's own
+	Family    string  `json:"family"`     // "ip", "ip6", "bridge", "arp", …; "" but for table, flowtable and hook
+	Hook      string  `json:"hook"`       // "PREROUTING" …; "" but for table, flowtable and hook
+	In        *Device `json:"in"`
+	Out       *Device `json:"out"`
+	PhysIn    *Device `json:"phys_in"`
+	PhysOut   *Device `json:"phys_out"`
+	// Reinjected: of table, flowtable, hook and nat, what was left of the hook when a program that reads
+	// NFQUEUE's queue sent the packet back.
+	Reinjected bool       `json:"reinjected"`
+	Verdict    string     `json:"verdict"`   // "ACCEPT", "DROP", "STOLEN", "QUEUE", "REPEAT"; "" but for table and hook, or unknown
+	Table      *Table     `json:"table"`     // of kind "table"
+	NAT        *NAT       `json:"nat"`       // of kind "nat", and of "flowtable" where it rewrote the packet
+	Flowtable  *Flowtable `json:"flowtable"` // of kind "flowtable": it sent the packet on, past the hooks behind
 }
 
 // Flowtable is a flowtable of nf_tables.
@@ -299,15 +302,16 @@ var kindNames = map[events.StepKind]string{
 
 func stepObject(s *events.Step) Step {
 	o := Step{
-		Kind:      kindNames[s.Kind],
-		TimeNS:    int64(s.Time),
-		CPU:       s.CPU,
-		Netns:     s.Netns,
-		NetnsName: str(s.NetnsName),
-		In:        deviceObject(s.In),
-		Out:       deviceObject(s.Out),
-		PhysIn:    deviceObject(s.PhysIn),
-		PhysOut:   deviceObject(s.PhysOut),
+		Kind:       kindNames[s.Kind],
+		TimeNS:     int64(s.Time),
+		CPU:        s.CPU,
+		Netns:      s.Netns,
+		NetnsName:  str(s.NetnsName),
+		In:         deviceObject(s.In),
+		Out:        deviceObject(s.Out),
+		PhysIn:     deviceObject(s.PhysIn),
+		PhysOut:    deviceObject(s.PhysOut),
+		Reinjected: s.Reinjected,
 	}
 	switch s.Kind {
 	case events.StepTable, events.StepFlowtable, events.StepHook:

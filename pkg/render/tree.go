@@ -131,10 +131,11 @@ type place struct {
 	netnsName                string
 	pf, hook                 uint8
 	in, out, physIn, physOut events.Device
+	reinjected               bool
 }
 
 func placeOf(s *events.Step) place {
-	return place{s.Netns, s.NetnsName, s.PF, s.Hook, s.In, s.Out, s.PhysIn, s.PhysOut}
+	return place{s.Netns, s.NetnsName, s.PF, s.Hook, s.In, s.Out, s.PhysIn, s.PhysOut, s.Reinjected}
 }
 
 // samePlace tells whether two steps were at one hook. What the bridge knew of the packet
@@ -385,6 +386,9 @@ func hookTitle(p place) string {
 	}
 	side("in", p.in, p.physIn)
 	side("out", p.out, p.physOut)
+	if p.reinjected {
+		b.WriteString("  back from the queue")
+	}
 	return b.String()
 }
 
@@ -828,9 +832,12 @@ func (t *tree) outcome() {
 			text = "rejected"
 		}
 		text += where
-		if who != "" {
+		switch {
+		case who != "" && decidedBy.Table != nil && decidedBy.Verdict == events.NFQueue:
+			text += " by the program that reads the queue, or as that ended: " + who
+		case who != "":
 			text += " by " + who
-		} else {
+		default:
 			text += ", by what is not known"
 		}
 	case events.OutStolen:

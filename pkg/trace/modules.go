@@ -19,19 +19,20 @@ type modules struct {
 // functionOf is a function of each module that may be built in: one that others call, by its name or
 // by a pointer, so that the compiler has made it a part of nobody.
 var functionOf = map[string]string{
-	xtModule:         "xt_replace_table",
-	"ip_tables":      "ipt_do_table",
-	"ip6_tables":     "ip6t_do_table",
-	"arp_tables":     "arpt_do_table",
-	"bridge":         "br_forward",
-	"nf_defrag_ipv6": "nf_ct_frag6_gather",
-	"nf_nat":         "nf_nat_setup_info",
-	nftModule:        "nft_do_chain",
-	"nf_flow_table":  "nf_flow_offload_ip_hook",
-	ebtModule:        "ebt_do_table",
-	"ebtable_broute": "ebtable_broute_init",
-	"ebtable_filter": "ebtable_filter_init",
-	"ebtable_nat":    "ebtable_nat_init",
+	xtModule:          "xt_replace_table",
+	"ip_tables":       "ipt_do_table",
+	"ip6_tables":      "ip6t_do_table",
+	"arp_tables":      "arpt_do_table",
+	"bridge":          "br_forward",
+	"nf_defrag_ipv6":  "nf_ct_frag6_gather",
+	"nf_nat":          "nf_nat_setup_info",
+	nftModule:         "nft_do_chain",
+	"nf_flow_table":   "nf_flow_offload_ip_hook",
+	"nfnetlink_queue": "nfqnl_enqueue_packet",
+	ebtModule:         "ebt_do_table",
+	"ebtable_broute":  "ebtable_broute_init",
+	"ebtable_filter":  "ebtable_filter_init",
+	"ebtable_nat":     "ebtable_nat_init",
 }
 
 // findModules looks which modules are built in. /sys/module has only those of them that have

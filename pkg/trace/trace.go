@@ -93,6 +93,7 @@ var groups = []group{
 	// Without CONFIG_NF_TABLES_BRIDGE there are no chains for it.
 	{module: nftModule, programs: []string{bpf.NftraceProgNftBridge}, optional: true, typed: true},
 	{module: "nf_flow_table", programs: []string{bpf.NftraceProgFlowIp, bpf.NftraceProgFlowIpDone, bpf.NftraceProgFlowIp6, bpf.NftraceProgFlowIp6Done}},
+	{module: "nfnetlink_queue", programs: []string{bpf.NftraceProgQueue, bpf.NftraceProgQueueRefused, bpf.NftraceProgReinject}, optional: true, untraced: "what NFQUEUE's programs send back is not traced"},
 	{module: ebtModule, programs: []string{
 		bpf.NftraceProgEbtEnd,
 		bpf.NftraceProgEbtReplace, bpf.NftraceProgEbtReplaced, bpf.NftraceProgEbtUnregister, bpf.NftraceProgEbtLookup,
@@ -286,7 +287,7 @@ func configure(spec *ebpf.CollectionSpec, o Options) error {
 		}
 	}
 	if tasksPreempt() && !kprobe {
-		for _, name := range []string{bpf.NftraceProgHookEnter, bpf.NftraceProgNftTrace} {
+		for _, name := range []string{bpf.NftraceProgHookEnter, bpf.NftraceProgNftTrace, bpf.NftraceProgReinject} {
 			makeStatic(spec.Programs[name].Instructions)
 		}
 	}

@@ -14,7 +14,7 @@ import (
 func TestVerifier(t *testing.T) {
 	needNftrace(t)
 	const most = 100_000
-	sh(t, "modprobe -a ip_tables ip6_tables arp_tables br_netfilter nf_nat nf_defrag_ipv6 nf_tables nf_flow_table ebtables")
+	sh(t, "modprobe -a ip_tables ip6_tables arp_tables br_netfilter nf_nat nf_defrag_ipv6 nf_tables nf_flow_table nfnetlink_queue ebtables")
 	for _, backend := range []string{"auto", "kprobe"} {
 		t.Run(backend, func(t *testing.T) {
 			before := verified(t)

@@ -40,7 +40,7 @@ const (
 func startWatch(t *testing.T, flags ...string) *watch {
 	t.Helper()
 	sh(t, holdFragments(heldFor))
-	sh(t, "modprobe -a ip_tables ip6_tables br_netfilter nf_nat nf_defrag_ipv6 nf_tables nf_flow_table")
+	sh(t, "modprobe -a ip_tables ip6_tables br_netfilter nf_nat nf_defrag_ipv6 nf_tables nf_flow_table nfnetlink_queue")
 	file := filepath.Join(t.TempDir(), "out")
 	r, stdin, err := os.Pipe()
 	if err != nil {

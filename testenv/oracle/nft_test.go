@@ -234,6 +234,18 @@ func TestParseNFTUnmarked(t *testing.T) {
 	if err := compareObjects(t, kernel, objects, ""); err == nil {
 		t.Error("packets that the kernel has were left out")
 	}
+	// But for pieces of packets that met it.
+	for _, o := range objects {
+		for _, s := range o["steps"].([]any) {
+			s.(map[string]any)["reinjected"] = true
+		}
+	}
+	if err := compareObjects(t, kernel, objects, ""); err != nil {
+		t.Errorf("pieces: %v", err)
+	}
+	if err := compareObjects(t, nil, objects, ""); err == nil {
+		t.Error("pieces that the kernel does not have were left out")
+	}
 	objects[0]["half_seen"] = "why"
 	if err := compareObjects(t, nil, objects, ""); err == nil {
 		t.Error("half a packet was left out")

@@ -29,13 +29,14 @@ type nftObject struct {
 	Lost     uint64 `json:"lost"`
 	Packet   struct{ Summary string }
 	Steps    []struct {
-		Kind      string `json:"kind"`
-		NetnsName string `json:"netns_name"`
-		Family    string `json:"family"`
-		Hook      string `json:"hook"`
-		Verdict   string `json:"verdict"`
-		In, Out   struct{ Index int }
-		Table     struct {
+		Kind       string `json:"kind"`
+		NetnsName  string `json:"netns_name"`
+		Family     string `json:"family"`
+		Hook       string `json:"hook"`
+		Verdict    string `json:"verdict"`
+		Reinjected bool   `json:"reinjected"`
+		In, Out    struct{ Index int }
+		Table      struct {
 			Name       string `json:"name"`
 			Engine     string `json:"engine"`
 			Family     string `json:"family"`
@@ -110,7 +111,8 @@ func (p *nftJSONPacket) packet() NFTPacket {
 
 // ParseNFT reads nftrace's JSON: what it says of nf_tables in one namespace. Packets
 // that met none there are left out, and those that did not meet the oracle's own table: of
-// them the kernel tells nothing, since they came before that was loaded.
+// them the kernel tells nothing, since they came before that was loaded. A piece of a packet that
+// was cut up in a queue begins behind that table.
 func ParseNFT(r io.Reader, ns string) ([]NFTJourney, error) {
 	var out []NFTJourney
 	for d := json.NewDecoder(r); ; {
@@ -136,6 +138,7 @@ func ParseNFT(r io.Reader, ns string) ([]NFTJourney, error) {
 				marked = true
 				continue
 			}
+			marked = marked || s.Reinjected && len(j.Runs) == 0
 			run := NFTRun{
 				Family: t.Family, Table: t.Name, Chain: t.BaseChain, Compat: t.Compat,
 				PF: s.Family, Hook: s.Hook, In: s.In.Index, Out: s.Out.Index,

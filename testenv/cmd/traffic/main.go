@@ -9,6 +9,7 @@
 //	traffic http-serve, http-get: the same in HTTP
 //	traffic raw       [-n 7] [-proto tcp|udp|icmp] [-flags SYN,ACK…] [-options rr|ts|ra|nop] [-from ADDR] host[:port]
 //	traffic arp       [-n 7] [-op 1] [-from ADDR] [-to MAC] ADDR
+//	traffic queue     [-n 7] NUMBER=accept|drop|repeat|stop[/MARK],…
 //	traffic script    FILE
 //
 // A script has one of these on each line, with the namespace that it is for: see
@@ -16,6 +17,9 @@
 //
 // A flood goes to -ports ports in turn, from host:port on; every datagram has the
 // size that says which turn it is.
+//
+// Queue reads queues of NFQUEUE and answers, with a mark; like a server it says when it does, and ends
+// after -n packets.
 //
 // A server opens the file of -ready for writing when it can be reached, so with
 // a FIFO the reader waits for exactly that. Nothing sleeps. A server ends after
@@ -67,7 +71,7 @@ type options struct {
 
 func run(args []string, stdout, stderr io.Writer) error {
 	if len(args) == 0 {
-		return errors.New("which? udp-send, flood, frag, udp-echo, tcp-serve, tcp-get, http-serve, http-get, raw, arp, script")
+		return errors.New("which? udp-send, flood, frag, udp-echo, tcp-serve, tcp-get, http-serve, http-get, raw, arp, queue, script")
 	}
 	o, addr, err := parse(args, stderr)
 	if err != nil {
@@ -149,6 +153,8 @@ func command(name, addr string, o options, stdout io.Writer) error {
 		return raw(addr, o)
 	case "arp":
 		return sendARP(addr, o)
+	case "queue":
+		return queue(addr, o)
 	}
 	return fmt.Errorf("there is no %q", name)
 }
