@@ -151,7 +151,7 @@ static __always_inline bool seen_before(struct sk_buff *skb,
 	}
 	if (hook == NF_INET_PRE_ROUTING)
 		return came_up_bridge(skb);
-	if (use_nat && use_detail)
+	if (use_later && use_detail)
 		return false;
 	return first_hook_in_use(get(state, net), pf, is_local(skb));
 }
@@ -460,7 +460,7 @@ static __noinline int match(struct sk_buff *skb, struct nf_hook_state *state,
 		       (t.ethertype != ETH_P_ARP || !expr)))
 		return 0;
 	d->flow = flow_of_tuple(&t, netns_of(state));
-	if (!expr && !use_nat) {
+	if (!expr && !use_later) {
 		leave_alone(d->flow);
 		return 0;
 	}

@@ -102,8 +102,8 @@ const volatile bool use_ifaces = false; /* filter_ifaces */
 const volatile u64 iface_bits = 0;	/* bit index % 64 of each of them */
 const volatile bool use_addrs = false;	/* filter_addrs */
 const volatile bool use_expr = false;	/* filter_expr() is not "all" */
-const volatile bool use_nat =
-	false; /* filter_expr() looks at what NAT changes */
+const volatile bool use_later =
+	false; /* filter_expr() looks at what changes on the way */
 const volatile bool use_detail =
 	false; /* filter_expr() looks at what differs within a flow */
 const volatile bool use_mac =

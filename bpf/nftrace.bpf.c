@@ -33,7 +33,7 @@ journey_begin(struct where *w, struct sk_buff *skb, const struct decision *d)
 
 	/* Two packets of one CPU never begin in the same nanosecond. */
 	new.id = w->now << 8 | (w->cpu & 0xff);
-	if (d->match == MATCH_MAYBE)
+	if (d->match != MATCH_YES)
 		new.flags = JOURNEY_TENTATIVE;
 	new.flow = d->flow;
 	if (bpf_map_update_elem(&journeys, &key, &new, BPF_NOEXIST)) {
@@ -49,7 +49,7 @@ static __always_inline void journey_forget(struct sk_buff *skb,
 {
 	u64 key = (u64)skb;
 
-	if (j->flags & JOURNEY_TENTATIVE)
+	if (j->flags & JOURNEY_TENTATIVE && j->flow)
 		leave_alone(j->flow);
 	if (!bpf_map_delete_elem(&journeys, &key))
 		__sync_fetch_and_add(&live, -1);
@@ -85,6 +85,7 @@ static __always_inline void hook(u64 sp, struct sk_buff *skb,
 	struct decision *d;
 	struct where w;
 	u32 key = on;
+	bool within = false;
 
 	w.c = NULL;
 	if (open_frames) {
@@ -93,10 +94,12 @@ static __always_inline void hook(u64 sp, struct sk_buff *skb,
 			return;
 		if (!where_at_hook(&w, on))
 			return;
-		hook_next(&w, skb, j);
+		within = hook_next(&w, sp, skb, j);
 	}
-	if (!j && (!tracing || (on == ON_HOOK && seen_before(skb, state)) ||
-		   flow_passes(skb, state, hook_of(state, on))))
+	/* What a followed packet's rules send is followed, too, so as to know when it has gone. */
+	if (!j && !within &&
+	    (!tracing || (on == ON_HOOK && seen_before(skb, state)) ||
+	     flow_passes(skb, state, hook_of(state, on))))
 		return;
 	if (on == ON_HOOK && hook_copies > 1) {
 		if (!w.c && !where_at_hook(&w, on))
@@ -111,8 +114,8 @@ static __always_inline void hook(u64 sp, struct sk_buff *skb,
 	if (!j || j->flags & JOURNEY_TENTATIVE) {
 		match(skb, state, hook_of(state, on), d);
 		if (!j) {
-			if (d->match == MATCH_NO) {
-				if (!use_nat || !use_detail)
+			if (d->match == MATCH_NO && !within) {
+				if (!use_later || !use_detail)
 					let_pass(skb, get(state, net),
 						 hook_of(state, on),
 						 get(state, pf));

@@ -151,8 +151,8 @@ const (
 	NftraceKprobeVarUseExpr            = "use_expr"
 	NftraceKprobeVarUseFilter          = "use_filter"
 	NftraceKprobeVarUseIfaces          = "use_ifaces"
+	NftraceKprobeVarUseLater           = "use_later"
 	NftraceKprobeVarUseMac             = "use_mac"
-	NftraceKprobeVarUseNat             = "use_nat"
 	NftraceKprobeVarUseNetns           = "use_netns"
 	NftraceKprobeVarUsePlaces          = "use_places"
 	NftraceKprobeVarWakeBytes          = "wake_bytes"
@@ -351,8 +351,8 @@ type NftraceKprobeVariableSpecs struct {
 	UseExpr          *ebpf.VariableSpec `ebpf:"use_expr"`
 	UseFilter        *ebpf.VariableSpec `ebpf:"use_filter"`
 	UseIfaces        *ebpf.VariableSpec `ebpf:"use_ifaces"`
+	UseLater         *ebpf.VariableSpec `ebpf:"use_later"`
 	UseMac           *ebpf.VariableSpec `ebpf:"use_mac"`
-	UseNat           *ebpf.VariableSpec `ebpf:"use_nat"`
 	UseNetns         *ebpf.VariableSpec `ebpf:"use_netns"`
 	UsePlaces        *ebpf.VariableSpec `ebpf:"use_places"`
 	WakeBytes        *ebpf.VariableSpec `ebpf:"wake_bytes"`
@@ -502,8 +502,8 @@ type NftraceKprobeVariables struct {
 	UseExpr          *ebpf.Variable `ebpf:"use_expr"`
 	UseFilter        *ebpf.Variable `ebpf:"use_filter"`
 	UseIfaces        *ebpf.Variable `ebpf:"use_ifaces"`
+	UseLater         *ebpf.Variable `ebpf:"use_later"`
 	UseMac           *ebpf.Variable `ebpf:"use_mac"`
-	UseNat           *ebpf.Variable `ebpf:"use_nat"`
 	UseNetns         *ebpf.Variable `ebpf:"use_netns"`
 	UsePlaces        *ebpf.Variable `ebpf:"use_places"`
 	WakeBytes        *ebpf.Variable `ebpf:"wake_bytes"`

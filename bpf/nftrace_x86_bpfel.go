@@ -664,8 +664,8 @@ const (
 	NftraceVarUseExpr          = "use_expr"
 	NftraceVarUseFilter        = "use_filter"
 	NftraceVarUseIfaces        = "use_ifaces"
+	NftraceVarUseLater         = "use_later"
 	NftraceVarUseMac           = "use_mac"
-	NftraceVarUseNat           = "use_nat"
 	NftraceVarUseNetns         = "use_netns"
 	NftraceVarUsePlaces        = "use_places"
 	NftraceVarWakeBytes        = "wake_bytes"
@@ -858,8 +858,8 @@ type NftraceVariableSpecs struct {
 	UseExpr          *ebpf.VariableSpec `ebpf:"use_expr"`
 	UseFilter        *ebpf.VariableSpec `ebpf:"use_filter"`
 	UseIfaces        *ebpf.VariableSpec `ebpf:"use_ifaces"`
+	UseLater         *ebpf.VariableSpec `ebpf:"use_later"`
 	UseMac           *ebpf.VariableSpec `ebpf:"use_mac"`
-	UseNat           *ebpf.VariableSpec `ebpf:"use_nat"`
 	UseNetns         *ebpf.VariableSpec `ebpf:"use_netns"`
 	UsePlaces        *ebpf.VariableSpec `ebpf:"use_places"`
 	WakeBytes        *ebpf.VariableSpec `ebpf:"wake_bytes"`
@@ -1009,8 +1009,8 @@ type NftraceVariables struct {
 	UseExpr          *ebpf.Variable `ebpf:"use_expr"`
 	UseFilter        *ebpf.Variable `ebpf:"use_filter"`
 	UseIfaces        *ebpf.Variable `ebpf:"use_ifaces"`
+	UseLater         *ebpf.Variable `ebpf:"use_later"`
 	UseMac           *ebpf.Variable `ebpf:"use_mac"`
-	UseNat           *ebpf.Variable `ebpf:"use_nat"`
 	UseNetns         *ebpf.Variable `ebpf:"use_netns"`
 	UsePlaces        *ebpf.Variable `ebpf:"use_places"`
 	WakeBytes        *ebpf.Variable `ebpf:"wake_bytes"`

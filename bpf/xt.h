@@ -1171,6 +1171,24 @@ static __always_inline void frame_resume(struct where *w)
 }
 
 /*
+ * The packet of frame n appears. If the CPU was not its, but that of a call within its own, whose
+ * end was not seen (the copy that TEE sent waits for an answer of ARP), then what was counted since is
+ * of either.
+ */
+static __noinline int frame_took(struct where *w, u32 n)
+{
+	struct frame *f = frame_at(n), *inner = frame_at(w->c->running);
+
+	if (!f || !inner || inner == f || inner->task != f->task ||
+	    f->task != w->task || inner->sp >= f->sp ||
+	    recseq_again(w->percpu) == inner->recseq)
+		return 0;
+	f->rec.hdr.flags |= REC_F_TORN;
+	inner->rec.hdr.flags |= REC_F_TORN;
+	return 0;
+}
+
+/*
  * A followed packet appears: the hook that it was in is over, and the one from within
  * which that was called goes on. skb, if not NULL, can be looked at. Returns the time.
  */
@@ -1182,23 +1200,12 @@ static __always_inline u64 hook_over(struct sk_buff *skb, struct journey *j,
 
 	if (!n || !where_am_i(&w, on))
 		return bpf_ktime_get_ns();
+	frame_took(&w, n);
 	frame_stop(&w);
 	frame_end(&w, n, skb, j);
 	if (open_frames)
 		frame_resume(&w);
 	return w.now;
-}
-
-/*
- * A packet is about to enter a hook: the one that it was in is over, and whoever had the
- * CPU has it no more.
- */
-static __always_inline void hook_next(struct where *w, struct sk_buff *skb,
-				      struct journey *j)
-{
-	frame_stop(w);
-	if (j && j->frame)
-		frame_end(w, j->frame, skb, j);
 }
 
 /* Frames of a stack whose calls are over when something happens at sp in it. */
@@ -1223,6 +1230,23 @@ static __always_inline void frames_pop(struct where *w, u64 sp)
 	struct pop p = { .w = w, .sp = sp, .first = w->cpu * FRAMES };
 
 	loop(FRAMES, FRAMES, pop_one, &p);
+}
+
+/*
+ * A packet is about to enter a hook, in the call that sp names: the one that it was in is over,
+ * and so are those that returned meanwhile, and whoever had the CPU has it no more. Returns
+ * whether a followed packet's call is under way within which this one is made.
+ */
+static __always_inline bool hook_next(struct where *w, u64 sp,
+				      struct sk_buff *skb, struct journey *j)
+{
+	if (j && j->frame)
+		frame_took(w, j->frame);
+	frame_stop(w);
+	if (j && j->frame)
+		frame_end(w, j->frame, skb, j);
+	frames_pop(w, sp);
+	return open_frames && frame_top(w);
 }
 
 struct find_tables {
@@ -1479,8 +1503,6 @@ frame_open(struct where *w, u64 sp, struct sk_buff *skb,
 	struct frame *f;
 	u64 task;
 
-	if (open_frames)
-		frames_pop(w, sp);
 	s.cpu = w->cpu;
 	s.next = w->c->next++;
 	/* The first one mostly is. */

@@ -99,13 +99,15 @@ short
 	}
 }
 
-// A filter that looks at addresses or ports may match once NAT has changed them.
-func TestLooksAtEndpoints(t *testing.T) {
+// A filter that looks at what changes on a packet's way may match later.
+func TestMayMatchLater(t *testing.T) {
 	for expr, want := range map[string]bool{
 		"icmp":                         false,
 		"tcp[tcpflags] & tcp-syn != 0": false,
-		"greater 100":                  false,
-		"ether host 02:00:00:00:00:01": false,
+		"greater 100":                  true,
+		"ether host 02:00:00:00:00:01": true,
+		"vlan 5":                       true,
+		"ip6 and icmp6":                false,
 		"port 80":                      true,
 		"udp and src host 192.0.2.1":   true,
 		"net 2001:db8::/32":            true,
@@ -114,7 +116,7 @@ func TestLooksAtEndpoints(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got := looksAtEndpoints(e.Instructions()); got != want {
+		if got := mayMatchLater(e.Instructions()); got != want {
 			t.Errorf("%q: %v, want %v", expr, got, want)
 		}
 	}

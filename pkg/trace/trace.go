@@ -273,7 +273,7 @@ func configure(spec *ebpf.CollectionSpec, o Options) error {
 		bpf.NftraceVarIfaceBits:    ifaceBits(o.Ifaces),
 		bpf.NftraceVarUseAddrs:     len(o.Addrs) > 0,
 		bpf.NftraceVarUseExpr:      len(o.Filter) > 0,
-		bpf.NftraceVarUseNat:       looksAtEndpoints(o.Filter),
+		bpf.NftraceVarUseLater:     mayMatchLater(o.Filter),
 		bpf.NftraceVarUseDetail:    looksAtDetail(o.Filter),
 		bpf.NftraceVarUseMac:       looksAtMAC(o.Filter),
 	} {
@@ -338,11 +338,14 @@ func hasSymbol(insns asm.Instructions, name string) bool {
 	return slices.ContainsFunc(insns, func(i asm.Instruction) bool { return i.Symbol() == name })
 }
 
-// looksAtEndpoints tells whether a filter looks at addresses or ports, which NAT may
-// change: a packet that it does not match may match later.
-func looksAtEndpoints(insns asm.Instructions) bool {
+// mayMatchLater tells whether a filter looks at what may change on a packet's way: addresses and
+// ports, by NAT; length, by defragmentation; Ethernet addresses and VLAN, from device to device.
+func mayMatchLater(insns asm.Instructions) bool {
 	var t filter.Tuple
-	return loads(insns, unsafe.Offsetof(t.SAddr), unsafe.Sizeof(t.SAddr)) ||
+	return looksAtMAC(insns) ||
+		loads(insns, unsafe.Offsetof(t.Len), unsafe.Sizeof(t.Len)) ||
+		loads(insns, unsafe.Offsetof(t.VLAN), unsafe.Sizeof(t.VLAN)) ||
+		loads(insns, unsafe.Offsetof(t.SAddr), unsafe.Sizeof(t.SAddr)) ||
 		loads(insns, unsafe.Offsetof(t.DAddr), unsafe.Sizeof(t.DAddr)) ||
 		loads(insns, unsafe.Offsetof(t.SPort), unsafe.Sizeof(t.SPort)) ||
 		loads(insns, unsafe.Offsetof(t.DPort), unsafe.Sizeof(t.DPort))
