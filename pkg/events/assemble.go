@@ -395,8 +395,8 @@ func (a *Assembler) step(d *draft, h *bpf.NftraceRecHdr, raw []byte) error {
 			return err
 		}
 		if c := &d.call; c.open && !d.gap {
-			a.endPart(d, NFAccept)
 			c.natted, c.nat = true, *r
+			a.endPart(d, NFAccept)
 		}
 	case bpf.NftraceRecTypeREC_BRIDGE:
 		return a.passed(d, StepBridge, h, raw)
@@ -640,6 +640,16 @@ func rank(table string, early bool) uint8 {
 	return 5
 }
 
+// mayRun tells whether a table can run in the last part: those up to nat do before NAT, the
+// others behind it.
+func (c *call) mayRun(table string) bool {
+	early := rewritesDst(c.pattern.place.Hook)
+	if rank(table, early) <= rank("nat", early) {
+		return !c.part.AfterNAT
+	}
+	return !c.natted
+}
+
 // tablesOf adds the tables of a part, as far as they are known before its end is.
 func (a *Assembler) tablesOf(d *draft) {
 	p := d.call.pattern
@@ -775,9 +785,11 @@ func (a *Assembler) countRuns(d *draft, verdict int) {
 	next := -1           // the table behind the last one with hits
 	nat := false         // that one is before it, where a connection's first packet would have come to
 	for i := len(list) - 1; i >= 0 && len(list[i].hits) == 0; i-- {
-		if list[i].name == "nat" {
+		switch {
+		case !c.mayRun(list[i].name):
+		case list[i].name == "nat":
 			nat = true
-		} else {
+		default:
 			next, nat = i, false
 		}
 	}

@@ -870,6 +870,8 @@ func TestNAT(t *testing.T) {
 	bare := part{hook: HookLocalOut, before: &rewritten}
 	other := dnatted()
 	other.Data[9] = 50 // ESP
+	all := []string{"filter", "nat", "mangle", "raw"}
+	whole := part{hook: HookLocalOut, tables: all, runs: -1, hits: []bpf.NftraceHit{hit(1, 1, 1), hit(2, 1, 1), hit(3, 1, 1)}}
 	for _, tt := range []struct {
 		name string
 		run  func(s *script)
@@ -903,6 +905,30 @@ func TestNAT(t *testing.T) {
 			s.part(behind)
 			s.drop()
 		}, "nat=accept 2x1 unresolved, nat 10.0.0.2>10.0.0.9, filter=? 4x1, OUTPUT=drop"},
+		{"a match dropped it behind it", func(s *script) {
+			s.part(whole)
+			s.nat(1)
+			s.part(part{hook: HookLocalOut, before: &rewritten, tables: all, runs: 1})
+			s.drop()
+		}, "raw=accept 1x1, mangle=accept 1x1, nat=accept 1x1, nat 10.0.0.2>10.0.0.9, filter=drop, OUTPUT=drop"},
+		{"runs behind it that left nothing", func(s *script) {
+			s.part(whole)
+			s.nat(1)
+			s.part(part{hook: HookLocalOut, before: &rewritten, tables: all, runs: 2})
+			s.xmit()
+		}, "raw=accept 1x1, mangle=accept 1x1, nat=accept 1x1, nat 10.0.0.2>10.0.0.9, filter=accept unresolved, OUTPUT=accept"},
+		{"runs behind it where no table can run", func(s *script) {
+			s.part(part{hook: HookLocalIn, tables: all, runs: -1, hits: []bpf.NftraceHit{hit(0, 1, 1), hit(2, 1, 1)}})
+			s.nat(1)
+			s.part(part{hook: HookLocalIn, before: &rewritten, tables: all, runs: 1})
+			s.drop()
+		}, "mangle=accept 1x1, filter=accept 1x1, nat 10.0.0.2>10.0.0.9, INPUT=drop"},
+		{"runs before it where only nat can run", func(s *script) {
+			s.part(part{hook: HookLocalOut, tables: natTable.tables, runs: 1})
+			s.nat(1)
+			s.part(behind)
+			s.xmit()
+		}, "nat 10.0.0.2>10.0.0.9, filter=accept 4x1, OUTPUT=accept"},
 		{"without tables", func(s *script) { s.first(HookLocalOut, 0); s.nat(1); s.part(bare); s.xmit() },
 			"nat 10.0.0.2>10.0.0.9, OUTPUT=accept"},
 		{"without tables, at a later hook", func(s *script) {
