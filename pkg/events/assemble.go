@@ -396,6 +396,7 @@ func (a *Assembler) step(d *draft, h *bpf.NftraceRecHdr, raw []byte) error {
 		}
 		if c := &d.call; c.open && !d.gap {
 			c.natted, c.nat = true, *r
+			d.dropUnrun()
 			a.endPart(d, NFAccept)
 		}
 	case bpf.NftraceRecTypeREC_BRIDGE:
@@ -657,6 +658,17 @@ func (a *Assembler) tablesOf(d *draft) {
 		a.run(d, &p.listed[i], !p.told)
 	}
 	p.told = true
+	d.dropUnrun()
+}
+
+// dropUnrun takes back the tables that cannot have run in the last part, where its counters say
+// nothing.
+func (d *draft) dropUnrun() {
+	c := &d.call
+	if c.pattern.unresolved != "" {
+		runs := slices.DeleteFunc(d.j.Steps[c.first:], func(s Step) bool { return !c.mayRun(s.Table.Name) })
+		d.j.Steps = d.j.Steps[:c.first+len(runs)]
+	}
 }
 
 // hitsOf returns the hits of the i-th table, sorted and those of one entry added up.

@@ -917,6 +917,35 @@ func TestNAT(t *testing.T) {
 			s.part(part{hook: HookLocalOut, before: &rewritten, tables: all, runs: 2})
 			s.xmit()
 		}, "raw=accept 1x1, mangle=accept 1x1, nat=accept 1x1, nat 10.0.0.2>10.0.0.9, filter=accept unresolved, OUTPUT=accept"},
+		{"torn before it", func(s *script) {
+			torn := whole
+			torn.flags = bpf.NftraceRecFlagREC_F_TORN
+			s.part(torn)
+			s.nat(1)
+			s.part(behind)
+			s.xmit()
+		}, "raw=accept 1x1 unresolved, mangle=accept 1x1 unresolved, nat=accept 1x1 unresolved, nat 10.0.0.2>10.0.0.9, filter=accept 4x1, OUTPUT=accept"},
+		{"torn behind it", func(s *script) {
+			s.part(whole)
+			s.nat(1)
+			s.part(part{hook: HookLocalOut, flags: bpf.NftraceRecFlagREC_F_TORN, before: &rewritten, tables: all})
+			s.xmit()
+		}, "raw=accept 1x1, mangle=accept 1x1, nat=accept 1x1, nat 10.0.0.2>10.0.0.9, filter=accept unresolved, OUTPUT=accept"},
+		{"torn between two rewrites", func(s *script) {
+			s.part(whole)
+			s.nat(0)
+			s.part(part{hook: HookLocalOut, flags: bpf.NftraceRecFlagREC_F_TORN, tables: all, hits: whole.hits})
+			s.nat(1)
+			s.part(behind)
+			s.xmit()
+		}, "raw=accept 1x1, mangle=accept 1x1, nat=accept 1x1, nat 10.0.0.2>10.0.0.9, filter=accept 4x1, OUTPUT=accept"},
+		{"torn at a hook where nat is the last", func(s *script) {
+			torn := part{hook: HookLocalIn, flags: bpf.NftraceRecFlagREC_F_TORN, tables: all}
+			s.part(torn)
+			s.nat(1)
+			s.part(torn)
+			s.drop()
+		}, "raw=accept unresolved, mangle=accept unresolved, filter=accept unresolved, INPUT=drop"},
 		{"runs behind it where no table can run", func(s *script) {
 			s.part(part{hook: HookLocalIn, tables: all, runs: -1, hits: []bpf.NftraceHit{hit(0, 1, 1), hit(2, 1, 1)}})
 			s.nat(1)

@@ -89,6 +89,14 @@ var variants = []variant{
 		p.before = &rewritten
 		s.part(p)
 	}},
+	{"torn at OUTPUT", func(s *script) { s.part(tornOutput()); s.xmit() }},
+	{"torn before NAT and behind it", func(s *script) { s.part(tornOutput()); s.nat(1); s.part(tornOutput()); s.xmit() }},
+}
+
+func tornOutput() part {
+	p := basic()
+	p.hook, p.flags = HookLocalOut, bpf.NftraceRecFlagREC_F_TORN
+	return p
 }
 
 func basic() part {
@@ -237,6 +245,24 @@ func TestPatternsAreBounded(t *testing.T) {
 		if told[1+gen] == 0 {
 			t.Fatalf("nobody was told of generation %d", gen)
 		}
+	}
+}
+
+// OnRun is told of tables that cannot have run in the first part of a pattern: in another they can.
+func TestPatternBehindNAT(t *testing.T) {
+	a := NewAssembler()
+	told := map[string]int{}
+	a.OnRun = func(s *Step) { told[s.Table.Name]++ }
+	s := newScript(t, a, 1)
+	s.first(HookLocalOut, 0)
+	s.nat(1)
+	s.part(tornOutput())
+	a.Flush(1)
+	s = newScript(t, a, 2)
+	s.part(tornOutput())
+	a.Flush(1)
+	if told["mangle"] != 1 || told["filter"] != 1 {
+		t.Errorf("told of %v", told)
 	}
 }
 
