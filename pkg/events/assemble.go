@@ -79,7 +79,8 @@ type draft struct {
 	// matched is set once the filter matched: the probes follow packets on
 	// suspicion, and not all of them are wanted.
 	matched bool
-	hooked  bool // a hook's record came
+	hooked  bool   // a hook's record came
+	skipped uint64 // as Stats has it
 	endedAt time.Duration
 	lastAt  time.Duration // when the newest record came
 	next    *draft        // that ended
@@ -246,6 +247,7 @@ func (a *Assembler) finish(d *draft) {
 	a.close(d)
 	a.stats.Packets++
 	a.stats.Lost += d.j.Lost
+	a.stats.Skipped += d.skipped
 	if d.named != a.named {
 		// Of a bridge port only the index is recorded; its name may have come later.
 		for i := range d.j.Steps {
@@ -518,7 +520,7 @@ func (a *Assembler) hook(d *draft, h *bpf.NftraceRecHdr, raw []byte) error {
 	} else if h.Flags&uint32(bpf.NftraceRecFlagREC_F_NFTMISSED) != 0 {
 		// Perhaps all that it did here.
 		d.j.Lost++
-		a.stats.Skipped++
+		d.skipped++
 	}
 	if d.nft.flow != nil {
 		c.part, c.flow = p, len(d.j.Steps)
