@@ -757,7 +757,7 @@ func (a *Assembler) endPart(d *draft, verdict int) {
 			c.part.After = c.nftSeen
 		}
 	}
-	if c.nftVerdict != NFAccept {
+	if c.nftVerdict != NFAccept && c.nftVerdict != VerdictUnknown {
 		// It was nf_tables that did it: xtables' tables let it pass.
 		verdict = NFAccept
 		c.part.Verdict = verdict

@@ -250,6 +250,18 @@ func TestNFTRuns(t *testing.T) {
 			"7.1=queue r5@0, filter=accept, FORWARD=?"},
 		{"dropped by a legacy table", func(s *script) { s.nft(nftEnd, nftAccept); s.part(filter) }, "drop",
 			"7.1=accept end@0 policy@0, filter=?, FORWARD=drop"},
+		{"dropped by nf_tables, of which the end is missed, or by a legacy table", func(s *script) {
+			p := filter
+			p.flags = missed
+			s.nft(nftRule(5, NFTContinue))
+			s.part(p)
+		}, "drop", "7.1=? r5@0 missed, filter=?, FORWARD=drop"},
+		{"missed, and it went on", func(s *script) {
+			p := filter
+			p.flags = missed
+			s.nft(nftRule(5, NFTContinue))
+			s.part(p)
+		}, "xmit", "7.1=? r5@0 missed, filter=accept, FORWARD=accept, xmit"},
 		{"dropped by a match of a legacy table", func(s *script) {
 			s.nft(nftRule(5, NFAccept))
 			s.part(part{hook: HookForward, tables: []string{"filter"}, runs: 1})
