@@ -111,6 +111,10 @@ type call struct {
 	// behind that, if it was seen there.
 	nftVerdict int
 	nftSeen    *Packet
+	// established is set where the packet, which had no conntrack entry before, has one behind it: if
+	// no REC_AFTER comes its ctinfo is still 0, which is IP_CT_ESTABLISHED of an entry (same_data in
+	// bpf/packet.h).
+	established bool
 }
 
 // NewAssembler returns an empty Assembler.
@@ -539,6 +543,9 @@ func (a *Assembler) hook(d *draft, h *bpf.NftraceRecHdr, raw []byte) error {
 		}
 		a.tablesOf(d)
 	}
+	// That is compared where a rule counted the packet, with what nf_tables saw last.
+	c.established = hasTables && len(hits) > 0 && p.Tracked && !behind && p.Before.CT == "" &&
+		c.nftSeen == nil && !d.nft.gap
 	return nil
 }
 
@@ -755,6 +762,9 @@ func (a *Assembler) endPart(d *draft, verdict int) {
 		c.part.After = &c.part.Before
 		if c.nftSeen != nil && !c.part.AfterNAT {
 			c.part.After = c.nftSeen
+		}
+		if c.established {
+			d.tracked(&Packet{CT: "ESTABLISHED"})
 		}
 	}
 	if c.nftVerdict != NFAccept && c.nftVerdict != VerdictUnknown {

@@ -1085,29 +1085,59 @@ func TestAfter(t *testing.T) {
 
 // Conntrack comes to know a packet behind table raw; before, the packet has no state.
 func TestTracked(t *testing.T) {
+	const entry = bpf.NftraceRecFlagREC_F_TRACKED
 	known := ping()
 	known.Flags, known.Ctinfo = uint8(bpf.NftracePktFlagPKT_F_CT), 2
 	rewritten := dnatted()
 	rewritten.Flags, rewritten.Ctinfo = known.Flags, known.Ctinfo
+	untracked := known
+	untracked.Ctinfo = 7
 	both := []bpf.NftraceHit{hit(0, 1, 1), hit(1, 1, 1)}
+	nothing := func(s *script) {}
 	for _, tt := range []struct {
 		name        string
-		hook        uint8
+		p           part
+		before      func(s *script) // nil: nothing
 		next        func(s *script)
 		raw, mangle string
 	}{
-		{"seen behind the hook", HookPreRouting, func(s *script) { s.after(known) }, "", "NEW"},
-		{"seen behind NAT", HookLocalOut, func(s *script) { s.nat(1); s.part(part{hook: HookLocalOut, before: &rewritten}) }, "", "NEW"},
-		{"not seen", HookPreRouting, func(s *script) {}, "", ""},
-		{"at a hook without conntrack", HookForward, func(s *script) { s.after(known) }, "", ""},
+		{"seen behind the hook", part{hits: both}, nil, func(s *script) { s.after(known) }, "", "NEW"},
+		{"seen behind NAT", part{hook: HookLocalOut, hits: both}, nil,
+			func(s *script) { s.nat(1); s.part(part{hook: HookLocalOut, before: &rewritten}) }, "", "NEW"},
+		{"not seen", part{hits: both}, nil, nothing, "", ""},
+		{"at a hook without conntrack", part{hook: HookForward, hits: both}, nil, func(s *script) { s.after(known) }, "", ""},
+
+		// What no REC_AFTER tells: that ctinfo is 0 as before.
+		{"established", part{flags: entry, hits: both}, nil, nothing, "", "ESTABLISHED"},
+		{"established, and NAT comes next", part{hook: HookLocalOut, flags: entry, hits: both}, nil, func(s *script) { s.nat(1) }, "", "ESTABLISHED"},
+		{"new", part{flags: entry, hits: both}, nil, func(s *script) { s.after(known) }, "", "NEW"},
+		{"without tracking", part{hits: both}, nil, func(s *script) { s.after(untracked) }, "", "UNTRACKED"},
+		{"REC_AFTER is lost", part{flags: entry, hits: both}, nil, func(s *script) { s.seq++ }, "", ""},
+		{"no rule counted it, so none comes", part{flags: entry | bpf.NftraceRecFlagREC_F_TORN}, nil, nothing, "", ""},
+		{"known before", part{flags: entry, before: &known, hits: both}, nil, nothing, "NEW", "NEW"},
+		{"a hook without conntrack, that one came in", part{hook: HookForward, flags: entry, hits: both}, nil, nothing, "", ""},
+		{"nf_tables told, and did not change it", part{flags: entry, hits: both},
+			func(s *script) { s.nft(nftRule(5, NFAccept)) }, nothing, "", "ESTABLISHED"},
+		{"nf_tables saw it last", part{flags: entry, hits: both},
+			func(s *script) { s.sawPacket(known, 0); s.nft(nftRule(5, NFAccept)) }, nothing, "", ""},
+		{"nf_tables may have", part{flags: entry, hits: both}, func(s *script) { s.seq += 2 }, nothing, "", ""},
 	} {
 		s := newScript(t, NewAssembler(), 7)
-		s.part(part{hook: tt.hook, tables: []string{"raw", "mangle"}, runs: -1, hits: both})
+		if tt.before != nil {
+			tt.before(s)
+		}
+		tt.p.tables, tt.p.runs = []string{"raw", "mangle"}, -1
+		s.part(tt.p)
 		tt.next(s)
 		s.xmit()
 		s.end(0)
-		j := s.journey()
-		if raw, mangle := j.Steps[0].Table.Before.CT, j.Steps[1].Table.Before.CT; raw != tt.raw || mangle != tt.mangle {
+		got := map[string]string{}
+		for _, st := range s.journey().Steps {
+			if t := st.Table; t != nil && t.NFT == nil {
+				got[t.Name] = t.Before.CT
+			}
+		}
+		if raw, mangle := got["raw"], got["mangle"]; raw != tt.raw || mangle != tt.mangle {
 			t.Errorf("%s: raw %q, mangle %q, want %q, %q", tt.name, raw, mangle, tt.raw, tt.mangle)
 		}
 	}
