@@ -79,7 +79,7 @@ func pathKey(b []byte, s *events.Step, plain bool) []byte {
 		// Neither has more than 32 bits: packets are sums of at most 512 numbers of 16.
 		b = binary.NativeEndian.AppendUint64(b, uint64(h.Index)<<32|h.Packets)
 	}
-	p := &s.Table.Part.Before
+	p := packetAt(s)
 	if !plain {
 		return append(b, 0)
 	}

@@ -394,10 +394,7 @@ const (
 
 // packetInfo is what the rules' own conditions look at.
 func packetInfo(s *events.Step) (symbolize.PacketInfo, bool) {
-	p := &s.Table.Part.Before
-	if behindUnseenNAT(s) {
-		p = s.Table.Part.After
-	}
+	p := packetAt(s)
 	if s.PF == events.PFARP {
 		arp := arpOf(p)
 		if arp == nil {
@@ -420,6 +417,14 @@ func packetInfo(s *events.Step) (symbolize.PacketInfo, bool) {
 		Src: tuple.Src.Addr(), Dst: tuple.Dst.Addr(), Proto: proto,
 		In: s.In.Name, Out: s.Out.Name, Frag: frag,
 	}, true
+}
+
+// packetAt is the packet that rules are held against.
+func packetAt(s *events.Step) *events.Packet {
+	if behindUnseenNAT(s) {
+		return s.Table.Part.After
+	}
+	return &s.Table.Part.Before
 }
 
 // behindUnseenNAT reports that the table met the packet with another destination than its part

@@ -576,6 +576,11 @@ func TestPathKey(t *testing.T) {
 	add("hook", func(s *events.Step) { s.Hook = events.HookForward })
 	add("protocol", func(s *events.Step) { s.Table.Part.Before.Data[9] = 17 })
 	add("fragment", func(s *events.Step) { s.Table.Part.Before.Data[7] = 1 })
+	add("behind NAT that was not seen", func(s *events.Step) {
+		after := pkt(0, 64)
+		after.Data[19] = 9
+		s.Table.Name, s.Table.Part.NATUnseen, s.Table.Part.After = "filter", true, after
+	})
 	v6 := func(change func(b []byte)) func(s *events.Step) {
 		return func(s *events.Step) {
 			b := make([]byte, 48)
