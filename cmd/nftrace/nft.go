@@ -629,6 +629,9 @@ func behindNFT(steps []events.Step, nft int) {
 	first := math.MaxInt
 	for i := range steps[:nft] {
 		t := steps[i].Table
+		if t.NFT == nil {
+			continue // of ebtables, beside whose tables none of xtables' runs
+		}
 		changed := t.NFT.Behind != nil
 		for k := range t.NFT.Events {
 			e := &t.NFT.Events[k]

@@ -588,6 +588,25 @@ func TestNFTChangesPacket(t *testing.T) {
 	}
 }
 
+// A run of ebtables takes back nothing that is said of xtables' tables, nor hides what nf_tables did.
+func TestBehindNFTAndEBT(t *testing.T) {
+	for _, changed := range []bool{false, true} {
+		part := &events.Part{Before: *pkt(0, 64), Changed: true}
+		did := didRule(11, events.NFAccept)
+		if changed {
+			did.Packet = pkt(7, 64)
+		}
+		security := runOf(t, "security", part, events.NFAccept, []rule{{cond: true}})
+		packetsOf([]tableRun{security}, nil)
+		behindNFT([]events.Step{*ebtStep(events.HookForward, events.NFAccept), *nftStepOf(part, nativeTable, baseChain, did), *security.step}, 2)
+		want := packetRule{0, 64, ""}
+		if changed {
+			want = not("nf_tables")
+		}
+		checkPackets(t, security.step.Table, []packetRule{want})
+	}
+}
+
 // Behind nf_tables' rules that changed it, legacy rules are not held against the addresses that
 // the packet came with.
 func TestNFTChangesAddresses(t *testing.T) {
