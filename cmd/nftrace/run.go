@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"math"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -70,6 +71,7 @@ type session struct {
 	c      *config
 	say    *speaker
 	tracer *trace.Tracer
+	ring   records // the tracer's
 	asm    *events.Assembler
 	tables *rulesets
 	nft    *nftRulesets
@@ -82,6 +84,15 @@ type session struct {
 	full       bool   // --count packets were printed
 	untraced   string // see sayUntraced
 	probes     string // see sayProbes
+}
+
+// records is where records come from: see trace.Tracer.
+type records interface {
+	Read(deadline time.Time) ([]byte, error)
+	Written() uint64
+	Taken() uint64
+	Live() (uint64, error)
+	Stop() error
 }
 
 // errSaid is returned where the error was told already.
@@ -136,7 +147,7 @@ func traceAll(ctx context.Context, c *config, say *speaker, stdin io.Reader, std
 		return err
 	}
 	s := &session{
-		c: c, say: say, tracer: tracer, out: out,
+		c: c, say: say, tracer: tracer, ring: tracer, out: out,
 		asm:    events.NewAssembler(),
 		tables: newRulesets(sys, tracer, say),
 		nft:    newNFTRulesets(sys, tracer, say),
@@ -367,7 +378,7 @@ func (s *session) readTables(ctx context.Context) error {
 func (s *session) read(until time.Time) (empty bool, err error) {
 	n := 0
 	for !s.full {
-		raw, err := s.tracer.Read(until)
+		raw, err := s.ring.Read(until)
 		switch {
 		case err == nil:
 		case errors.Is(err, os.ErrDeadlineExceeded):
@@ -458,25 +469,31 @@ func (s *session) drain() error {
 }
 
 // finish begins no more journeys, gives those under way some time, and prints all. What
-// is in the buffer by then is read however long it takes: it is seen, so it is not lost.
+// is in the buffer by then is read however long it takes: it is seen, so it is not lost. But what
+// comes later may never end, where a packet goes round for ever.
 func (s *session) finish(wait time.Duration) error {
-	if err := s.tracer.Stop(); err != nil {
+	if err := s.ring.Stop(); err != nil {
 		return err
 	}
 	end := time.Now().Add(wait)
 	var live uint64
+	last := uint64(math.MaxUint64) // that is read, as Written has it
 	for {
 		// Asked before reading: the last packet's records are there when it is 0.
 		var err error
-		if live, err = s.tracer.Live(); err != nil {
+		if live, err = s.ring.Live(); err != nil {
 			return err
 		}
 		empty, err := s.read(time.Now().Add(tick))
 		if err != nil {
 			return err
 		}
-		if s.full || empty && (live == 0 || time.Now().After(end)) {
+		over := time.Now().After(end)
+		if s.full || empty && (live == 0 || over) || s.ring.Taken() >= last {
 			break
+		}
+		if over {
+			last = min(last, s.ring.Written())
 		}
 	}
 	if err := s.print(s.asm.Flush(live)); err != nil {

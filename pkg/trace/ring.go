@@ -118,6 +118,11 @@ func (r *ring) next() []byte {
 	}
 }
 
+// written is how many bytes of records there were so far, with those that are about to be written,
+// and taken how many of them next has returned.
+func (r *ring) written() uint64 { return atomic.LoadUint64(r.prodPos) }
+func (r *ring) taken() uint64   { return r.at }
+
 // wait returns when the kernel says so or deadline is over, and which it was.
 func (r *ring) wait(deadline time.Time) (over bool, err error) {
 	for {

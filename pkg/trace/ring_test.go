@@ -47,7 +47,13 @@ func TestRing(t *testing.T) {
 		}
 		f.write(want, 0)
 		before := *f.consPos
+		if f.taken() >= f.written() {
+			t.Fatalf("record %d: %d of %d bytes were taken", i, f.taken(), f.written())
+		}
 		rec := f.next()
+		if f.taken() != f.written() {
+			t.Fatalf("record %d: %d of %d bytes were taken with it", i, f.taken(), f.written())
+		}
 		if !bytes.Equal(rec, want) {
 			t.Fatalf("record %d: %q, want %q", i, rec, want)
 		}

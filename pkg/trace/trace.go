@@ -744,6 +744,14 @@ func (t *Tracer) Read(deadline time.Time) ([]byte, error) {
 	return t.ring.read(deadline)
 }
 
+// Written is how many bytes of records there were so far, and Taken how many of them Read has
+// returned: when that is Written of some time, Read has returned all that there was by then. They are
+// for the goroutine that reads.
+func (t *Tracer) Written() uint64 { return t.ring.written() }
+
+// Taken is explained at Written.
+func (t *Tracer) Taken() uint64 { return t.ring.taken() }
+
 // NewTable is a table that replaced another, or a new generation of a namespace's nf_tables.
 type NewTable struct {
 	NFT   uint32         // nf_tables: the generation (NFTA_GEN_ID)

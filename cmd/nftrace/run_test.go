@@ -1,0 +1,65 @@
+package main
+
+import (
+	"errors"
+	"os"
+	"testing"
+	"time"
+	"unsafe"
+
+	"github.com/nftrace/nftrace/bpf"
+)
+
+// fakeRecords has some records left of a packet that nobody wants, each of which has length 1. Where
+// it circles, there are ever more of them.
+type fakeRecords struct {
+	left, taken, live uint64
+	circles           bool
+	stopped           time.Time
+}
+
+func (f *fakeRecords) Read(time.Time) ([]byte, error) {
+	switch {
+	case time.Since(f.stopped) > 10*time.Second:
+		return nil, errors.New("it does not end")
+	case f.left == 0:
+		return nil, os.ErrDeadlineExceeded
+	case !f.circles:
+		f.left--
+	}
+	f.taken++
+	r := &bpf.NftraceRecDev{Hdr: bpf.NftraceRecHdr{Jid: 1, Seq: uint32(f.taken), Type: uint16(bpf.NftraceRecTypeREC_XMIT), Flags: uint32(bpf.NftraceRecFlagREC_F_TENTATIVE)}}
+	return unsafe.Slice((*byte)(unsafe.Pointer(r)), unsafe.Sizeof(*r)), nil
+}
+
+func (f *fakeRecords) Written() uint64       { return f.taken + f.left }
+func (f *fakeRecords) Taken() uint64         { return f.taken }
+func (f *fakeRecords) Live() (uint64, error) { return f.live, nil }
+func (f *fakeRecords) Stop() error           { f.stopped = time.Now(); return nil }
+
+// What is in the buffer is read to its end, and what comes for ever is not.
+func TestFinish(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		from fakeRecords
+		wait time.Duration
+	}{
+		{"nothing is under way", fakeRecords{left: 10}, time.Hour},
+		{"a packet is, and nothing comes of it", fakeRecords{left: 10, live: 1}, tick},
+		{"it goes round for ever", fakeRecords{left: 1 << 20, live: 1, circles: true}, 0},
+		{"it goes round for a while", fakeRecords{left: 10, live: 1, circles: true}, 2 * tick},
+	} {
+		s, _ := forwarded(t)
+		f := tt.from
+		s.ring = &f
+		if err := s.finish(tt.wait); err != nil {
+			t.Errorf("%s: %v", tt.name, err)
+		}
+		if f.taken < tt.from.left {
+			t.Errorf("%s: %d of %d records were read", tt.name, f.taken, tt.from.left)
+		}
+		if over := time.Since(f.stopped) >= tt.wait; over != (f.live > 0) {
+			t.Errorf("%s: it took %v", tt.name, time.Since(f.stopped))
+		}
+	}
+}
