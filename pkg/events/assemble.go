@@ -898,8 +898,26 @@ func (j *Journey) concludeHook(o *Outcome, i int) {
 	case j.ended && s.PF == PFARP && s.Hook == 0 && said == NFAccept:
 		// net/ipv4/arp.c:arp_process, which comes next, keeps no packet.
 		o.Kind, o.Device = OutDelivered, s.In
-	case j.ended && j.seen != nil && (s.PF == PFIPv4 || s.PF == PFIPv6) && (s.Hook == HookPreRouting || s.Hook == HookLocalOut) && j.seen.fragment():
+	case j.ended && j.seen != nil && (s.PF == PFIPv4 || s.PF == PFIPv6) && (s.Hook == HookPreRouting || s.Hook == HookLocalOut) &&
+		j.seen.fragment() && !j.behindDefrag(i):
 		// It waits for the others, or waited in vain.
 		o.Kind, o.Step = OutStolen, i
 	}
+}
+
+// behindDefrag tells whether the packet certainly came past where fragments wait for each other
+// (NF_IP_PRI_CONNTRACK_DEFRAG) in the call of a hook that ended in step i: of xtables' tables
+// only raw can be before that.
+func (j *Journey) behindDefrag(i int) bool {
+	const defrag = -400
+	for i--; i >= 0 && j.Steps[i].Kind == StepTable; i-- {
+		switch t := j.Steps[i].Table; {
+		case t.EBT != nil || t.Unresolved != "":
+		case t.NFT == nil && t.Name != "raw":
+			return true
+		case t.NFT != nil && t.NFT.Type != "" && t.NFT.Priority > defrag: // else its ruleset is not known
+			return true
+		}
+	}
+	return false
 }

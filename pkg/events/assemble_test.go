@@ -347,6 +347,18 @@ func TestOutcome(t *testing.T) {
 			s.part(part{hook: HookPreRouting})
 			s.end(none)
 		}, Outcome{Kind: OutFreed, Step: -1, Rule: -1}},
+		{"a fragment that table raw let pass waits", func(s *script) {
+			s.part(part{hook: HookPreRouting, before: fragment(), tables: []string{"raw"}, runs: 1, hits: []bpf.NftraceHit{hit(0, 0, 1)}})
+			s.end(none)
+		}, Outcome{Kind: OutStolen, Step: 1, Rule: -1}},
+		{"a fragment is gone behind a table that comes after where they wait", func(s *script) {
+			s.part(part{hook: HookPreRouting, before: fragment(), tables: []string{"mangle"}, runs: 1, hits: []bpf.NftraceHit{hit(0, 0, 1)}})
+			s.end(none)
+		}, Outcome{Kind: OutFreed, Step: -1, Rule: -1}},
+		{"perhaps only others ran through that table", func(s *script) {
+			s.part(part{hook: HookPreRouting, flags: bpf.NftraceRecFlagREC_F_TORN, before: fragment(), tables: []string{"mangle"}, runs: 1, hits: []bpf.NftraceHit{hit(0, 0, 1)}})
+			s.end(none)
+		}, Outcome{Kind: OutStolen, Step: 1, Rule: -1}},
 		{"the bridge does not wait for fragments", func(s *script) {
 			s.part(part{hook: HookPreRouting, pf: PFBridge, before: fragment()})
 			s.end(none)
@@ -417,6 +429,22 @@ func TestOutcome(t *testing.T) {
 				t.Errorf("lost %d", j.Lost)
 			}
 		})
+	}
+}
+
+// Where fragments wait for each other has a priority, which chains of nf_tables have, too.
+func TestBehindDefrag(t *testing.T) {
+	for _, tt := range []struct {
+		typ      string
+		priority int
+		want     bool
+	}{{"filter", -300, true}, {"filter", -400, false}, {"filter", -450, false}, {"", 0, false}} {
+		j := Journey{Steps: []Step{
+			{Kind: StepTable, Table: &TableRun{Name: "filter", NFT: &NFTRun{Type: tt.typ, Priority: tt.priority}}}, {Kind: StepHook},
+		}}
+		if got := j.behindDefrag(1); got != tt.want {
+			t.Errorf("chain of type %q at %d: %v, want %v", tt.typ, tt.priority, got, tt.want)
+		}
 	}
 }
 
