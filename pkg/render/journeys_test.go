@@ -17,6 +17,9 @@ var (
 	vethc1  = events.Device{Index: 5, Name: "vethc1"}
 	vethc2  = events.Device{Index: 7, Name: "vethc2"}
 	ctEth0  = events.Device{Index: 6, Name: "eth0"}
+	gre1    = events.Device{Index: 8, Name: "gre1"}
+	gre2    = events.Device{Index: 9, Name: "gre2"}
+	vxlan0  = events.Device{Index: 10, Name: "vxlan0"}
 )
 
 const hostNS, c1NS, c2NS = 4026531840, 4026532201, 4026532202
@@ -479,6 +482,45 @@ func journeys() map[string]*events.Journey {
 		"untracked": journey(pkt4(v4{id: 1, ttl: 64, proto: 17, src: c2, dst: c1, l4: udp53}.bytes())).
 			at(ip, pre, docker0).table("raw", events.NFAccept, "PREROUTING:rule:1|-p udp -j CT --notrack|continue", "PREROUTING:policy:2||ACCEPT").
 			ct("UNTRACKED", false).policy("mangle", 1).deliver().delivered(),
+		// Through two tunnels, where masquerading and then an entry of conntrack's rewrite it.
+		"tunnel": func() *events.Journey {
+			b := journey(tcpPacket(c2, "10.1.0.2", 40000, 80, 0x18)).ttl(63).ct("ESTABLISHED", false).
+				at(ip, fwd, docker0, gre1).policy("filter", 1).
+				at(ip, post, docker0, gre1).policy("mangle", 1).
+				nat(true, false, 6, "172.17.0.3:40000 10.1.0.2:80", "10.9.0.1:40000 10.1.0.2:80").hook(events.NFAccept).
+				xmit(gre1)
+			inner := b.pkt.Data
+			b.pkt = pkt4(v4{id: 2, ttl: 255, proto: 47, src: "192.168.0.1", dst: "203.0.113.1", l4: append(raw("0000 0800"), inner...)}.bytes())
+			b.ct("NEW", false).at(ip, out, events.Device{}, gre2).table("filter", events.NFAccept, "OUTPUT:rule:1|-p gre -j ACCEPT|ACCEPT").hook(events.NFAccept).
+				at(ip, post, events.Device{}, gre2).policy("nat", 2).
+				nat(true, false, 47, "192.168.0.1:0 203.0.113.1:0", "192.0.2.9:0 203.0.113.1:0").hook(events.NFAccept).
+				xmit(gre2).
+				at(ip, out, events.Device{}, eth0).hook(events.NFAccept).
+				nat(true, false, 4, "10.0.0.1:0 10.0.0.2:0", "192.0.2.8:0 10.0.0.2:0").
+				at(ip, post, events.Device{}, eth0).hook(events.NFAccept)
+			return b.xmit(eth0).sent(eth0)
+		}(),
+		// Of another family, and out of it again; fragments are no other packets.
+		"tunnel-6in4": func() *events.Journey {
+			b := journey(pkt6(v6{first: "60000000", next: 17, hop: 64, src: g1, dst: g2, rest: udp53}.bytes())).
+				at(events.PFIPv6, out, events.Device{}, gre1).policy("filter", 1).xmit(gre1)
+			inner := b.pkt
+			b.pkt = pkt4(v4{id: 2, ttl: 64, proto: 41, src: c2, dst: c1, l4: inner.Data}.bytes())
+			b.at(ip, out, events.Device{}, eth0).policy("filter", 1)
+			b.pkt = pkt4(v4{id: 2, ttl: 64, frag: 1, proto: 41, src: c2, dst: c1, l4: inner.Data}.bytes())
+			b.at(ip, post, events.Device{}, eth0).policy("mangle", 1)
+			b.pkt = inner
+			b.at(events.PFIPv6, pre, eth0).policy("mangle", 1)
+			b.pkt = pkt6(v6{first: "60000000", next: 44, hop: 64, src: g1, dst: g2, rest: raw("3c00 05a8 0000beef 1100 0104")}.bytes())
+			return b.at(events.PFIPv6, in, eth0).policy("filter", 1).deliver().delivered()
+		}(),
+		"tunnel-arp": func() *events.Journey {
+			b := journey(pkt4(raw("0001 0800 06 04 0001 0242ac110003 ac110003 000000000000 ac110002")))
+			b.j.First.EtherType, b.j.First.Family = 0x0806, 0
+			b.at(br, fwd, vethc2, vxlan0).hook(events.NFAccept).xmit(vxlan0)
+			b.pkt = pkt4(v4{id: 2, ttl: 64, proto: 17, src: c2, dst: c1, l4: udp53}.bytes())
+			return b.at(ip, out, events.Device{}, eth0).ct("NEW", false).policy("filter", 1).xmit(eth0).sent(eth0)
+		}(),
 		"empty": {},
 	}
 }

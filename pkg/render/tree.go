@@ -164,12 +164,14 @@ type tree struct {
 	netns     uint32
 	netnsName string
 	visit     visit
+	tunnels   []int // see tunnelled
 
 	ttl  int
 	mark uint32
 }
 
-// visit is what is known of a packet's stay in one namespace.
+// visit is what is known of a packet's stay in one namespace, as what it is there: in a tunnel it
+// is another packet to conntrack.
 type visit struct {
 	ct       string // the last conntrack state other than none
 	reply    bool
@@ -191,6 +193,7 @@ func (t *tree) add(indent int, s style, text string) {
 func (t *tree) build() {
 	j := t.j
 	t.engines = bothEngines(j)
+	t.tunnels = tunnelled(j)
 	t.heading()
 	if j.HalfSeen != "" {
 		t.add(2, warning, "! half seen: "+escape(j.HalfSeen))
@@ -210,6 +213,9 @@ func (t *tree) build() {
 			t.netns = s.Netns
 			t.visit = t.newVisit(i)
 			t.sayNetns(s.NetnsName)
+		}
+		if slices.Contains(t.tunnels, i) {
+			t.tunnel(i)
 		}
 		switch s.Kind {
 		case events.StepTable:
@@ -272,7 +278,7 @@ func (t *tree) heading() {
 	}
 	// Conntrack comes to know a packet only after its first sighting.
 	ct, reply := p.CT, p.CTReply
-	for i := 0; i < len(t.j.Steps) && ct == ""; i++ {
+	for i := 0; i < len(t.j.Steps) && ct == "" && !slices.Contains(t.tunnels, i); i++ {
 		if s := &t.j.Steps[i]; s.Table != nil {
 			for _, q := range packetsOf(s.Table) {
 				if q.CT != "" {
@@ -312,7 +318,7 @@ func packetsOf(r *events.TableRun) []*events.Packet {
 func (t *tree) newVisit(first int) visit {
 	var v visit
 	steps := t.j.Steps
-	for i := first; i < len(steps) && steps[i].Netns == steps[first].Netns; i++ {
+	for i := first; i < len(steps) && steps[i].Netns == steps[first].Netns && (i == first || !slices.Contains(t.tunnels, i)); i++ {
 		s := &steps[i]
 		if s.Table != nil && (s.PF == events.PFIPv4 || s.PF == events.PFIPv6) {
 			if isNAT(s.Table) {
@@ -341,6 +347,73 @@ func (t *tree) newVisit(first int) visit {
 		}
 	}
 	return v
+}
+
+// layer is what a packet is to the protocol above Ethernet: what a tunnel or IPsec changes, and
+// nothing else. It is the zero value where that is not known.
+type layer struct {
+	proto int
+	addr  int // length of an address in bits; 0: ARP
+	known bool
+}
+
+func layerOf(p *events.Packet) layer {
+	h := parseHead(p)
+	switch {
+	case !h.ip:
+		return layer{known: p.EtherType == 0x0806}
+	case h.proto < 0 || h.fragOff > 0 && h.src.Is6():
+		return layer{} // it is behind what was not captured, or in another fragment
+	}
+	return layer{h.proto, h.src.BitLen(), true}
+}
+
+// layerAt is that of the packet at a step, which is p, or t where only a rewrite tells.
+func layerAt(s *events.Step) (l layer, p *events.Packet, t *events.Tuple) {
+	switch {
+	case s.Table != nil:
+		for _, p := range packetsOf(s.Table) {
+			if l := layerOf(p); l.known {
+				return l, p, nil
+			}
+		}
+	case s.Kind == events.StepNAT && s.NAT != nil:
+		t := &s.NAT.Before
+		v6 := t.Src.Addr().Is6()
+		return layer{int(t.Proto), t.Src.Addr().BitLen(), t.Src.IsValid() && !(v6 && isIPv6Ext(t.Proto))}, nil, t
+	}
+	return layer{}, nil, nil
+}
+
+// tunnelled are the steps at which the packet is in a tunnel, and was not before, or the other
+// way round.
+func tunnelled(j *events.Journey) []int {
+	var at []int
+	last := layerOf(&j.First)
+	for i := range j.Steps {
+		l, _, _ := layerAt(&j.Steps[i])
+		if l.known && l != last && last.known {
+			at = append(at, i)
+		}
+		if l.known {
+			last = l
+		}
+	}
+	return at
+}
+
+// tunnel says what the packet is from step i on. Nothing is known of it then as of another one.
+func (t *tree) tunnel(i int) {
+	t.close()
+	_, p, tuple := layerAt(&t.j.Steps[i])
+	text := ""
+	if p != nil {
+		text, t.ttl = fmt.Sprintf("%s, %d bytes", Describe(p), p.Len), parseHead(p).ttl
+	} else {
+		text, t.ttl = protoName(int(tuple.Proto))+" "+endpoints(*tuple), -1
+	}
+	t.add(2, hookLine, "now "+text)
+	t.visit = t.newVisit(i)
 }
 
 func (t *tree) sayNetns(name string) {
