@@ -154,7 +154,7 @@ func traceAll(ctx context.Context, c *config, say *speaker, stdin io.Reader, std
 	}
 	s.eb = newEBTRulesets(s.tables)
 	s.res = newResolver(sys, s.tables, s.nft, s.eb, c.format != "trace")
-	s.asm.OnRun = s.run
+	s.asm.OnRun, s.asm.PortName = s.run, newPorts(sys).name
 	defer s.nft.close()
 	defer s.watchTables(ctx)()
 	s.prefetch()

@@ -28,6 +28,9 @@ type Assembler struct {
 	// was told of one of the same pattern: which table it was and where, no more is known
 	// then. The step is valid during the call only.
 	OnRun func(*Step)
+	// PortName, if set, is asked for the name of a bridge port of a packet that is wanted, where no
+	// record has it; "" if it is not known.
+	PortName func(netns uint32, index int) string
 
 	open   openDrafts
 	opened int    // how many there are in it
@@ -252,10 +255,14 @@ func (a *Assembler) finish(d *draft) {
 	a.stats.Packets++
 	a.stats.Lost += d.j.Lost
 	a.stats.Skipped += d.skipped
-	if d.named != a.named {
-		// Of a bridge port only the index is recorded; its name may have come later.
-		for i := range d.j.Steps {
-			a.name(d.j.Steps[i].Place)
+	for i := range d.j.Steps {
+		p := d.j.Steps[i].Place
+		if d.named != a.named {
+			// Of a bridge port only the index is recorded; its name may have come later.
+			a.name(p)
+		}
+		if p.PhysIn.Index != 0 && p.PhysIn.Name == "" && a.PortName != nil {
+			a.askName(p)
 		}
 	}
 	d.j.Conclude()

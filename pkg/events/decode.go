@@ -180,6 +180,17 @@ func (a *Assembler) name(p *Place) {
 	}
 }
 
+// askName gives a bridge port that no record names the name that it has now.
+func (a *Assembler) askName(p *Place) {
+	key := ifaceKey{p.Netns, p.PhysIn.Index}
+	if a.names[key] == "" {
+		if name := a.PortName(key.netns, key.index); name != "" {
+			a.names[key] = name
+		}
+	}
+	p.PhysIn.Name = a.names[key]
+}
+
 // enum ip_conntrack_info (include/uapi/linux/netfilter/nf_conntrack_common.h).
 var ctStates = [8]struct {
 	state string

@@ -214,6 +214,51 @@ func TestRenamed(t *testing.T) {
 	}
 }
 
+// A port that no record names is asked for once it is known that the packet is wanted, and again as
+// long as nobody knows; what a record names it then is its name.
+func TestPortName(t *testing.T) {
+	a := NewAssembler()
+	asked, known := false, ""
+	a.PortName = func(netns uint32, index int) string {
+		if asked = true; netns != 77 || index != 3 {
+			t.Errorf("asked for %d in %d", index, netns)
+		}
+		return known
+	}
+	for i, tt := range []struct {
+		flags    bpf.NftraceRecFlag
+		known    string
+		recorded string // behind it
+		want     string
+		asked    bool
+	}{
+		{0, "", "", "", true},
+		{bpf.NftraceRecFlagREC_F_TENTATIVE, "vethc1", "", "", false},
+		{0, "vethc1", "", "vethc1", true},
+		{0, "other", "", "vethc1", false},
+		{0, "other", "renamed", "renamed", false},
+	} {
+		asked, known = false, tt.known
+		s := newScript(t, a, uint64(i+1))
+		s.now += uint64(i) * 1_000_000_000
+		port := basic()
+		port.in, port.flags = dev(9, "br0"), tt.flags
+		s.part(port)
+		if tt.recorded != "" {
+			s.device(bpf.NftraceRecTypeREC_XMIT, 0, dev(3, tt.recorded))
+		}
+		s.end(tt.flags)
+		for _, j := range s.journeys() {
+			if got := j.Steps[0].PhysIn; got != (Device{3, tt.want}) {
+				t.Errorf("%d: port %+v, want %q", i, got, tt.want)
+			}
+		}
+		if asked != tt.asked {
+			t.Errorf("%d: asked %v, want %v", i, asked, tt.asked)
+		}
+	}
+}
+
 // OnRun is told of each pattern's runs once, and of each again whose place another took.
 func TestPatternsAreBounded(t *testing.T) {
 	a := NewAssembler()

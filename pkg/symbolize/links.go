@@ -28,12 +28,26 @@ type Link struct {
 const sameNetns = -1
 
 // Links lists the namespace's interfaces.
-func (n *Namespace) Links() ([]Link, error) {
+func (n *Namespace) Links() ([]Link, error) { return n.links(netlink.Dump, 0) }
+
+// LinkName is the name of the namespace's interface that has this index.
+func (n *Namespace) LinkName(index int) (string, error) {
+	links, err := n.links(0, index)
+	if err != nil || len(links) == 0 {
+		return "", err
+	}
+	return links[0].Name, nil
+}
+
+// links asks for the interface that has this index, or with flag Dump for all.
+func (n *Namespace) links(flags netlink.HeaderFlags, index int) ([]Link, error) {
+	info := make([]byte, unix.SizeofIfInfomsg)
+	binary.NativeEndian.PutUint32(info[4:], uint32(index))
 	var links []Link
 	err := n.netlink(unix.NETLINK_ROUTE, func(c *netlink.Conn) error {
 		msgs, err := c.Execute(netlink.Message{
-			Header: netlink.Header{Type: unix.RTM_GETLINK, Flags: netlink.Request | netlink.Dump},
-			Data:   make([]byte, unix.SizeofIfInfomsg),
+			Header: netlink.Header{Type: unix.RTM_GETLINK, Flags: netlink.Request | flags},
+			Data:   info,
 		})
 		if err != nil {
 			return err

@@ -297,6 +297,12 @@ func TestVeths(t *testing.T) {
 	if err != nil || len(links) != 2 || links[0].Name != "lo" || links[0].Type != 772 || links[0].Peer != 0 {
 		t.Errorf("%+v %v", links, err)
 	}
+	if name, err := nsA.LinkName(7); err != nil || name != "eth0" {
+		t.Errorf("%q %v", name, err)
+	}
+	if name, err := nsA.LinkName(9); err == nil || name != "" {
+		t.Errorf("of another namespace: %q %v", name, err)
+	}
 
 	s.Sockets = []string{engine(t, map[string]string{
 		"web": fmt.Sprintf(`{"Id":"0123","Name":"/web","State":{"Running":true,"Pid":%d},"HostConfig":{"NetworkMode":"bridge"}}`, a),
