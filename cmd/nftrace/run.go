@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/nftrace/nftrace/pkg/events"
+	"github.com/nftrace/nftrace/pkg/render"
 	"github.com/nftrace/nftrace/pkg/symbolize"
 	"github.com/nftrace/nftrace/pkg/trace"
 )
@@ -142,6 +143,9 @@ func traceAll(ctx context.Context, c *config, say *speaker, stdin io.Reader, std
 		}
 	}()
 	sys.BuiltIn = tracer.BuiltIn
+	if c.format == "trace" {
+		out.Renderer = render.NewTraceWith(render.TraceOptions{AE: tracer.LogsAE()})
+	}
 	if err := out.begin(); err != nil {
 		out.abandon()
 		return err

@@ -15,8 +15,18 @@ type Renderer interface {
 }
 
 // NewTrace returns a Renderer that prints what [Trace] does.
-func NewTrace() Renderer {
-	m := &logBuf{lines: new([1 << linesBits]lines)}
+func NewTrace() Renderer { return NewTraceWith(TraceOptions{}) }
+
+// TraceOptions say whose lines are wanted. The zero value is for kernels before Linux 6.15.
+type TraceOptions struct {
+	// AE is set where the kernel knows the TCP flag of that name: it prints it then, and not
+	// among the reserved bits.
+	AE bool
+}
+
+// NewTraceWith is NewTrace for such a kernel.
+func NewTraceWith(opts TraceOptions) Renderer {
+	m := &logBuf{lines: new([1 << linesBits]lines), opts: opts}
 	return renderer(m.appendTrace)
 }
 

@@ -276,6 +276,7 @@ type logBuf struct {
 	whole bool // fits behind any TracePrefix as it is
 
 	reuse
+	opts  TraceOptions
 	lines *[1 << linesBits]lines // nil: none are kept
 }
 
@@ -538,7 +539,14 @@ func (m *logBuf) tcp(fragment bool, off int) bool {
 	}
 	m.ports(th).add(" SEQ=").dec(be32(th, 4)).add(" ACK=").dec(be32(th, 8))
 	m.add(" WINDOW=").dec16(th, 14)
-	m.add(" RES=0x").hex(be32(th, 12)&0x0f000000>>22, 2).add(" ")
+	reserved := uint32(0x0f000000) // TCP_RESERVED_BITS
+	if m.opts.AE {
+		reserved = 0x0e000000
+	}
+	m.add(" RES=0x").hex(be32(th, 12)&reserved>>22, 2).add(" ")
+	if m.opts.AE && th[12]&1 != 0 {
+		m.add("AE ")
+	}
 	for _, f := range []struct {
 		bit  byte
 		name string

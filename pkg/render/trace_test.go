@@ -183,6 +183,28 @@ func TestTracePackets(t *testing.T) {
 	}
 }
 
+// Of the reserved bits kernels that know AE take one for it.
+func TestTraceAE(t *testing.T) {
+	for _, tt := range []struct {
+		ae      bool
+		byte12  string
+		reserve string
+	}{
+		{false, "5f", "RES=0x3c CWR ACK URGP=0 "}, {true, "5f", "RES=0x38 AE CWR ACK URGP=0 "},
+		{false, "51", "RES=0x04 CWR ACK URGP=0 "}, {true, "51", "RES=0x00 AE CWR ACK URGP=0 "},
+		{false, "50", "RES=0x00 CWR ACK URGP=0 "}, {true, "50", "RES=0x00 CWR ACK URGP=0 "},
+	} {
+		p := pkt4(v4{id: 123, frag: 0x4000, ttl: 64, proto: 6, src: c2, dst: c1, l4: raw("0001 0002 ffffffff 00000001", tt.byte12, "90 0010 0000 0000")}.bytes())
+		j := &events.Journey{Steps: []events.Step{traceStep(events.PFIPv4, p)}}
+		r := NewTraceWith(TraceOptions{AE: tt.ae})
+		for range 3 { // also where it prints what it has kept
+			if got := string(r.Append(nil, j)); !strings.HasSuffix(got, "WINDOW=16 "+tt.reserve+"\n") {
+				t.Errorf("%+v: got %q", tt, got)
+			}
+		}
+	}
+}
+
 func TestTraceDevices(t *testing.T) {
 	p := pkt4(echo4.bytes())
 	const packet = "SRC=172.17.0.3 DST=172.17.0.2 LEN=84 TOS=0x00 PREC=0x00 TTL=64 ID=123 DF PROTO=ICMP TYPE=8 CODE=0 ID=5 SEQ=1 \n"

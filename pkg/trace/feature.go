@@ -91,3 +91,17 @@ func haveAtomicFetch() error {
 	}
 	return err
 }
+
+// LogsAE tells whether the kernel's log of a packet (nf_log_syslog) has the TCP flag AE.
+func (t *Tracer) LogsAE() bool { return t.logsAE }
+
+// knowsAE looks for the flag in struct tcphdr: one commit brought it there and to the log ("tcp:
+// extend TCP flags to allow AE bit/ACE field", Linux 6.15).
+func knowsAE(kernel *btf.Spec) bool {
+	var tcphdr *btf.Struct
+	if err := kernel.TypeByName("tcphdr", &tcphdr); err != nil {
+		return false
+	}
+	_, err := offsetOf(tcphdr, "ae")
+	return err == nil
+}

@@ -138,6 +138,7 @@ type Tracer struct {
 	kprobes  []string   // where modules do have it, and why
 	untraced []untraced // see Untraced
 	byHand   bool       // see unknown
+	logsAE   bool
 	modules  *modules
 
 	options Options
@@ -421,6 +422,7 @@ func (t *Tracer) start(o Options) error {
 	if err != nil {
 		return fmt.Errorf("read the type information of the kernel: %w", err)
 	}
+	t.logsAE = knowsAE(kernel)
 	dropLackedKfuncs(t.spec.Programs, kernel)
 	t.modules = findModules(modulesPath, kernel)
 	t.waiting = slices.DeleteFunc(slices.Clone(waitFor), t.modules.has)
