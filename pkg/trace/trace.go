@@ -175,7 +175,7 @@ func Open(o Options) (*Tracer, error) {
 	// Before Linux 5.11 maps and programs count against it, those of others of this user, too;
 	// and what the library once finds missing is missing for good.
 	if err := rlimit.RemoveMemlock(); err != nil {
-		return nil, err
+		return nil, loadError("lift the limit of locked memory", err)
 	}
 	asked := o.Backend
 	if asked == "" {
@@ -952,7 +952,7 @@ func loadError(doing string, err error) error {
 		if mode := lockdownMode(lockdownPath); mode == "confidentiality" {
 			return fmt.Errorf("%s: the kernel is locked down (confidentiality), which forbids tracing; boot without lockdown=confidentiality", doing)
 		}
-		return fmt.Errorf("%s: not permitted; run nftrace as root (CAP_BPF and CAP_PERFMON are not enough to read rulesets): %w", doing, err)
+		return fmt.Errorf("%s: not permitted, although this is root: it lacks CAP_SYS_ADMIN (or CAP_BPF and CAP_PERFMON), or seccomp forbids bpf, as in a container without --privileged: %w", doing, err)
 	default:
 		return fmt.Errorf("%s: %w", doing, err)
 	}

@@ -1,6 +1,10 @@
 package trace
 
 import (
+	"errors"
+	"fmt"
+	"os"
+	"strings"
 	"testing"
 
 	"github.com/cilium/ebpf/btf"
@@ -72,5 +76,18 @@ func TestOptionalGroups(t *testing.T) {
 		if attached == 0 {
 			t.Errorf("module %q: no probe tells whether its functions are there", g.module)
 		}
+	}
+}
+
+// Only root comes so far: CheckKernel asks.
+func TestLoadErrorOfRoot(t *testing.T) {
+	err := loadError("load the probes", fmt.Errorf("map create: %w", os.ErrPermission))
+	for _, want := range []string{"load the probes: ", "although this is root", "CAP_SYS_ADMIN", "seccomp", "--privileged", ": map create: "} {
+		if !strings.Contains(err.Error(), want) {
+			t.Errorf("%q is missing in: %v", want, err)
+		}
+	}
+	if !errors.Is(err, os.ErrPermission) || strings.Contains(err.Error(), "run nftrace as root") {
+		t.Error(err)
 	}
 }
