@@ -77,8 +77,8 @@ func (t *Tracer) EBTNames() ([]string, error) {
 	if t.ebtList == nil {
 		return nil, nil // no tables, or nobody knows where they are
 	}
-	if code, err := t.ebtList.Run(nil); err != nil || code != 0 {
-		return nil, fmt.Errorf("look for the tables of ebtables: %d, %w", code, err)
+	if err := ran(t.ebtList.Run(nil)); err != nil {
+		return nil, fmt.Errorf("look for the tables of ebtables: %w", err)
 	}
 	var found bpf.NftraceEbtNames
 	if err := t.vars[bpf.NftraceVarEbtNames].Get(&found); err != nil {

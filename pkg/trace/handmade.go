@@ -198,8 +198,8 @@ func (t *Tracer) learnNFT(k *nftKey, look *ebpf.Program) error {
 		if err != nil {
 			return err
 		}
-		if code, err := look.Run(nil); err != nil || code != 0 {
-			return fmt.Errorf("look at the state of nf_tables: %d, %w", code, err)
+		if err := ran(look.Run(nil)); err != nil {
+			return fmt.Errorf("look at the state of nf_tables: %w", err)
 		}
 		if err := t.vars[bpf.NftraceVarNftLooked].Get(&l); err != nil {
 			return err

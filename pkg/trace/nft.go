@@ -76,8 +76,8 @@ func (t *Tracer) NFTIdle() (bool, error) {
 	if t.nftState == nil {
 		return false, errors.New("nf_tables was not there when nftrace looked")
 	}
-	if code, err := t.nftState.Run(nil); err != nil || code != 0 {
-		return false, fmt.Errorf("read the lock of nf_tables: %d, %w", code, err)
+	if err := ran(t.nftState.Run(nil)); err != nil {
+		return false, fmt.Errorf("read the lock of nf_tables: %w", err)
 	}
 	var busy uint32
 	err := t.vars[bpf.NftraceVarNftBusy].Get(&busy)

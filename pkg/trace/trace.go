@@ -940,6 +940,14 @@ func (t *Tracer) Close() error {
 	return err
 }
 
+// ran is the error of a program that was run, which says by its code that it failed.
+func ran(code uint32, err error) error {
+	if err == nil && code != 0 {
+		err = fmt.Errorf("the probe could not read the kernel's memory (it returned %d)", int32(code))
+	}
+	return err
+}
+
 // loadError says what the kernel refused, with the cure where it is known.
 func loadError(doing string, err error) error {
 	var ve *ebpf.VerifierError

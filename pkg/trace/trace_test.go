@@ -91,3 +91,16 @@ func TestLoadErrorOfRoot(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+func TestRan(t *testing.T) {
+	refused := errors.New("refused")
+	if err := ran(0, refused); err != refused {
+		t.Error(err)
+	}
+	if err := ran(0, nil); err != nil {
+		t.Error(err)
+	}
+	if err := ran(1, nil); err == nil || strings.Contains(err.Error(), "%!") || strings.Contains(err.Error(), "nil") {
+		t.Error(err)
+	}
+}
