@@ -1,8 +1,10 @@
 package trace
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"github.com/cilium/ebpf/btf"
@@ -77,6 +79,39 @@ func TestFunctionOfModules(t *testing.T) {
 	for _, name := range names {
 		if functionOf[name] == "" {
 			t.Errorf("no function tells whether %s is built in", name)
+		}
+	}
+}
+
+// A module is said to be traced only once it is.
+func TestAttachLoaded(t *testing.T) {
+	refused := errors.New("refused")
+	for _, tt := range []struct {
+		name     string
+		err      error
+		untraced []untraced
+		want     []string
+	}{
+		{"attached", nil, nil, []string{"nf_tables", "ebtables"}},
+		{"not all of it", nil, []untraced{{"ebtables", "ebtables is not traced"}}, []string{"nf_tables"}},
+		{"refused", refused, nil, nil},
+	} {
+		loaded := map[string]bool{"nf_tables": true, "ebtables": true}
+		tr := Tracer{
+			modules: &modules{dir: t.TempDir(), builtIn: loaded}, untraced: tt.untraced,
+			pending: []group{{module: "nf_tables"}, {module: "bridge"}}, waiting: []string{"nf_tables", "ip_tables", "ebtables"},
+		}
+		got, err := tr.attachLoaded(func(gs []group) error {
+			if len(gs) != 1 || gs[0].module != "nf_tables" {
+				t.Errorf("%s: attaches %+v", tt.name, gs)
+			}
+			return tt.err
+		})
+		if !slices.Equal(got, tt.want) || err != tt.err {
+			t.Errorf("%s: got %q, %v, want %q", tt.name, got, err, tt.want)
+		}
+		if !slices.Equal(tr.Waiting(), []string{"ip_tables"}) {
+			t.Errorf("%s: waits for %q", tt.name, tr.Waiting())
 		}
 	}
 }

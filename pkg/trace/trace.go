@@ -709,6 +709,15 @@ func (t *Tracer) Waiting() []string { return t.waiting }
 // AttachModules attaches the probes of the modules that have been loaded since the
 // last call. It returns the names of those of Waiting that are traced since.
 func (t *Tracer) AttachModules() ([]string, error) {
+	return t.attachLoaded(func(gs []group) error {
+		if err := t.setSymbols(); err != nil {
+			return err
+		}
+		return t.attach(gs, btf.NewCache())
+	})
+}
+
+func (t *Tracer) attachLoaded(attach func([]group) error) ([]string, error) {
 	var ready, rest []group
 	for _, g := range t.pending {
 		if t.modules.has(g.module) {
@@ -729,14 +738,12 @@ func (t *Tracer) AttachModules() ([]string, error) {
 	if len(ready) == 0 {
 		return loaded, nil
 	}
-	if err := t.setSymbols(); err != nil {
+	if err := attach(ready); err != nil {
 		return nil, err
 	}
-	err := t.attach(ready, btf.NewCache())
-	loaded = slices.DeleteFunc(loaded, func(m string) bool {
+	return slices.DeleteFunc(loaded, func(m string) bool {
 		return slices.ContainsFunc(t.untraced, func(u untraced) bool { return u.module == m })
-	})
-	return loaded, err
+	}), nil
 }
 
 // Read returns the next record. It waits until deadline at the most and then
