@@ -1239,6 +1239,7 @@ func TestFragment(t *testing.T) {
 		{"IPv4, the last", v4(0, 1), true},
 		{"IPv6", v6(17, 0, 0, 0, 0, 0, 0, 0, 0), false},
 		{"IPv6, the first", v6(44, 17, 0, 0, 1, 0, 0, 0, 0), true},
+		{"IPv6, with the header, but whole", v6(44, 17, 0, 0, 0, 0, 0, 0, 0), false},
 		{"IPv6, behind another header", v6(0, 44, 0, 0, 0, 0, 0, 0, 0, 17, 0, 0, 1), true},
 		{"IPv6, cut off", v6(0, 44), false},
 		{"neither", Packet{Data: make([]byte, 60)}, false},

@@ -55,7 +55,7 @@ func (p *Packet) fragment() bool {
 		for range 8 {
 			switch {
 			case next == 44:
-				return true
+				return len(b) < 4 || binary.BigEndian.Uint16(b[2:])&0xfff9 != 0 // else it waits for no others
 			case next != 0 && next != 43 && next != 60, len(b) < 8, len(b) < 8+int(b[1])*8:
 				return false // behind an authentication header is no fragment's
 			}

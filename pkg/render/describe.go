@@ -91,7 +91,7 @@ func (h *head) parse6(data []byte, total int) {
 		}
 		switch next {
 		case protoFragment:
-			h.frag = true
+			h.frag = be16(e, 2)&0xfff9 != 0 // else it is whole (RFC 6946)
 			h.fragOff = int(be16(e, 2) &^ 7)
 			off += 8
 		case protoAH:
@@ -416,6 +416,7 @@ func describeARP(p *events.Packet) string {
 	}
 	sender, target := ip4(b[6:10]).String(), ip4(b[16:20]).String()
 	switch {
+	case name != "ARP":
 	case op == 1 && sender == target:
 		return "ARP announces " + sender + " at " + mac(b[0:6]).String()
 	case op == 1:

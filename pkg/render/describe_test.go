@@ -45,6 +45,8 @@ func TestDescribe(t *testing.T) {
 		{"first fragment", frag(0x2000), "UDP 172.17.0.3:35559 → 172.17.0.2:53 first fragment"},
 		{"fragment", frag(185), "UDP 172.17.0.3 → 172.17.0.2 fragment at offset 1480"},
 		{"fragment6", ipv6(44, append(raw("1100 05a8 0000beef"), udp53...)), "UDP 2001:db8::1 → fe80::42:acff:fe11:2 fragment at offset 1448"},
+		{"first fragment6", ipv6(44, append(raw("1100 0001 0000beef"), udp53...)), "UDP [2001:db8::1]:35559 → [fe80::42:acff:fe11:2]:53 first fragment"},
+		{"atomic fragment6", ipv6(44, append(raw("1100 0000 0000beef"), udp53...)), "UDP [2001:db8::1]:35559 → [fe80::42:acff:fe11:2]:53"},
 		{"sctp", ip(132, raw("0050 0051 00000000")), "SCTP 172.17.0.3:80 → 172.17.0.2:81"},
 		{"gre", ip(47, nil), "GRE 172.17.0.3 → 172.17.0.2"},
 		{"esp", ip(50, raw("f1234567")), "ESP 172.17.0.3 → 172.17.0.2 spi 0xf1234567"},
@@ -56,6 +58,10 @@ func TestDescribe(t *testing.T) {
 		{"who-has", arp(raw("0001 0800 06 04 0001 0242ac110003 ac110003 000000000000 ac110002")), "ARP who-has 172.17.0.2 tell 172.17.0.3"},
 		{"is-at", arp(raw("0001 0800 06 04 0002 0242ac110002 ac110002 0242ac110003 ac110003")), "ARP 172.17.0.2 is-at 02:42:ac:11:00:02"},
 		{"announcement", arp(raw("0001 0800 06 04 0001 0242ac110002 ac110002 000000000000 ac110002")), "ARP announces 172.17.0.2 at 02:42:ac:11:00:02"},
+		{"rarp", with(arp(raw("0001 0800 06 04 0003 0242ac110003 ac110003 0242ac110003 00000000")), func(p *events.Packet) { p.EtherType = 0x8035 }),
+			"RARP operation 3 from 172.17.0.3 to 0.0.0.0"},
+		{"rarp with an operation of ARP's", with(arp(raw("0001 0800 06 04 0001 0242ac110003 ac110003 000000000000 ac110002")), func(p *events.Packet) { p.EtherType = 0x8035 }),
+			"RARP operation 1 from 172.17.0.3 to 172.17.0.2"},
 		{"lldp", events.Packet{EtherType: 0x88cc, Len: 60}, "LLDP (ethertype 0x88cc)"},
 		{"stp", events.Packet{EtherType: 4, Len: 60}, "802.2 frame (protocol 0x0004)"},
 	} {
@@ -64,6 +70,17 @@ func TestDescribe(t *testing.T) {
 				t.Errorf("\n got %q\nwant %q", got, tc.want)
 			}
 		})
+	}
+}
+
+// In JSON, what is whole is no fragment, whatever headers it has.
+func TestFragOff(t *testing.T) {
+	for header, want := range map[string]int{"1100 0000 0000beef": -1, "1100 0001 0000beef": 0, "1100 05a8 0000beef": 1448} {
+		p := pkt6(v6{first: "60000000", next: 44, hop: 64, src: g1, dst: g2, rest: append(raw(header), udp53...)}.bytes())
+		got := packetObject(&p).FragOff
+		if got == nil && want >= 0 || got != nil && *got != want {
+			t.Errorf("%s: %v, want %d", header, got, want)
+		}
 	}
 }
 
