@@ -585,6 +585,11 @@ tcp && udp || icmp
 tcp||udp
 (tcp)
 ((tcp))
+port ((80) or 81)
+port (80 or ((81)))
+port not ((80))
+ip proto ((1))
+host (10.0.0.1 or (10.0.0.2 or 10.0.0.3))
 (tcp or udp) and port 80
 (tcp) or (udp)
 not (tcp or udp)

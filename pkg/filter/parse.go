@@ -342,6 +342,10 @@ func (p *parser) value(q qual) cond {
 		return negation{p.value(q)}
 	}
 	if p.accept("(") {
+		if p.isSymbol("(") && !p.numberInParentheses() {
+			p.unexpected(q.wants()) // as libpcap has it
+			return nil
+		}
 		c, _ := p.joined(p.value(q), q, func(q qual) (cond, qual) { return p.value(q), q })
 		p.expect(")")
 		return c
@@ -707,6 +711,20 @@ func (p *parser) numberAhead() bool {
 		i++
 	}
 	return p.peekAt(i).kind == kindNumber
+}
+
+// numberInParentheses reports whether parentheses around a number and nothing else follow.
+func (p *parser) numberInParentheses() bool {
+	open := 0
+	for p.peekAt(open).text == "(" {
+		open++
+	}
+	for i := range open {
+		if p.peekAt(open+1+i).text != ")" {
+			return false
+		}
+	}
+	return p.peekAt(open).kind == kindNumber
 }
 
 // number parses a number, perhaps in parentheses.
