@@ -128,7 +128,11 @@ func (m *nftModel) commit(msgs []netlink.Message, before, gen uint32) (*NFTRules
 	if next := before + 1; gen != next && (next != 0 || gen != 1) {
 		return nil, nftGap("generation %d came behind %d", gen, before)
 	}
-	m.appended, m.deleted = nil, nil
+	m.appended = nil
+	for _, c := range m.cut {
+		c.headCut, c.tailCut, c.refilled = false, false, 0
+	}
+	m.cut = nil
 	for _, msg := range msgs {
 		if err := m.apply(msg); err != nil {
 			return nil, err

@@ -15,8 +15,8 @@ import (
 type nftModel struct {
 	tables []*nftModelTable
 
-	// The chain at whose end the last message put a rule, and the one from which it took one.
-	appended, deleted *nftModelChain
+	appended *nftModelChain   // at its end the last message put a rule
+	cut      []*nftModelChain // from their ends this commit took rules
 }
 
 type nftModelTable struct {
@@ -33,6 +33,11 @@ type nftModelTable struct {
 type nftModelChain struct {
 	chain NFTChain   // but Table and Rules
 	rules *list.List // of *nftModelRule
+
+	// This commit has taken the first rule, the last one. A rule that the commit put behind the
+	// one, or before the other, may be yet to come.
+	headCut, tailCut bool
+	refilled         uint64 // the rule that it then put where none was left
 }
 
 type nftModelRule struct {
@@ -62,8 +67,8 @@ func (m *nftModel) apply(msg netlink.Message) error {
 	if len(msg.Data) < nfgenmsg {
 		return nftGap("a short message")
 	}
-	appended, deleted := m.appended, m.deleted
-	m.appended, m.deleted = nil, nil
+	appended := m.appended
+	m.appended = nil
 	switch msg.Header.Type {
 	case nftType(unix.NFT_MSG_NEWTABLE):
 		return m.newTable(msg.Data)
@@ -74,7 +79,7 @@ func (m *nftModel) apply(msg netlink.Message) error {
 	case nftType(unix.NFT_MSG_DELCHAIN), nftType(nftMsgDestroyChain):
 		return m.delChain(msg.Data)
 	case nftType(unix.NFT_MSG_NEWRULE):
-		return m.newRule(msg, deleted)
+		return m.newRule(msg)
 	case nftType(unix.NFT_MSG_DELRULE), nftType(nftMsgDestroyRule):
 		return m.delRule(msg.Data, appended)
 	}
@@ -205,9 +210,11 @@ func (m *nftModel) ruleOf(b []byte) (*nftModelTable, *nftModelChain, *nftRuleMsg
 
 // newRule puts a rule where it belongs. net/netfilter/nf_tables_api.c:nf_tables_rule_notify names
 // the rule before it but where it is the chain's first or last, and tells by flags how it came
-// there; older kernels do neither. That it replaced another the flags tell only if whoever did so
-// did not ask to create it besides: then one is deleted in the message before or behind.
-func (m *nftModel) newRule(n netlink.Message, deleted *nftModelChain) error {
+// there; older kernels do neither. The flags do not tell whether it was put behind or before a
+// certain rule, which the same commit may have deleted before: __nft_rule_lookup finds such, too.
+// That it replaced another the flags tell only if whoever did so did not ask to create it besides:
+// then one is deleted in the message before or behind.
+func (m *nftModel) newRule(n netlink.Message) error {
 	t, c, msg, err := m.ruleOf(n.Data)
 	if err != nil {
 		return err
@@ -226,13 +233,16 @@ func (m *nftModel) newRule(n netlink.Message, deleted *nftModelChain) error {
 		return t.putBehind(msg)
 	case c.rules.Len() == 0:
 		e = c.rules.PushBack(r)
-	case appended && created && deleted != c:
+		if c.headCut {
+			c.refilled = msg.handle
+		}
+	case appended && created && !c.headCut:
 		e = c.rules.PushBack(r)
 		m.appended = c
-	case created && !appended:
+	case created && !appended && !c.tailCut:
 		e = c.rules.PushFront(r)
 	default:
-		// It replaced the first or the last, or could be anywhere.
+		// It replaced the first or the last, or could be either.
 		return nftGap("nobody tells where rule %d is", msg.handle)
 	}
 	t.rules[msg.handle] = e
@@ -256,6 +266,9 @@ func (t *nftModelTable) putBehind(msg *nftRuleMsg) error {
 		if c.chain.Name != msg.chain {
 			return nftGap("rule %d is behind one of another chain", msg.handle)
 		}
+		if msg.after == c.refilled {
+			c.headCut = false // that one was not the last, so the first: nothing is to come before it
+		}
 		t.rules[msg.handle] = c.rules.InsertAfter(&nftModelRule{chain: c, msg: msg}, e)
 	}
 	return nil
@@ -276,7 +289,11 @@ func (m *nftModel) delRule(b []byte, appended *nftModelChain) error {
 	if r.chain == appended {
 		return nftGap("rule %d may have been replaced", msg.handle)
 	}
-	m.deleted = r.chain
+	if e.Prev() == nil || e.Next() == nil {
+		r.chain.headCut = r.chain.headCut || e.Prev() == nil
+		r.chain.tailCut = r.chain.tailCut || e.Next() == nil
+		m.cut = append(m.cut, r.chain)
+	}
 	r.chain.rules.Remove(e)
 	delete(t.rules, msg.handle)
 	// A chain without a name of its own goes with its rule, and nobody tells.

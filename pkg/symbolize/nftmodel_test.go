@@ -3,6 +3,8 @@ package symbolize
 import (
 	"errors"
 	"fmt"
+	"math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
 
@@ -97,7 +99,15 @@ func TestNFTModel(t *testing.T) {
 		{[]string{"* +1 2<1 +3"}, "1 2 3 /"},                     // of one commit, the last has no position
 		{[]string{"* ?1"}, "1 /"},                                // it cannot be elsewhere
 		{[]string{"* +1 +2 +3", "-2", "-1"}, "3 /"},              //
-		{[]string{"* +1 +2", "-1 -2 +3 +4"}, "3 4 /"},            // a chain that is flushed
+		{[]string{"* +1 +2", "-1 -2 +3 4<3 +5"}, "3 4 5 /"},      // a chain that is flushed
+		{[]string{"* +1 +2", "-1 -2 +3 +4"}, "where rule 4 is"},  // or 4 was put behind 1, which was there still
+		{[]string{"* +1 +2", "-1 -2 +3", "+4"}, "3 4 /"},         // that cannot be here
+		{[]string{"* +1 +2", "-1 -2 3<4 +5 +4"}, "rule 4 is"},    // 4 was put behind 1
+		{[]string{"* +1 +2", "-2 /+4 ^3"}, "where rule 3 is"},    // it may have been put before 2
+		{[]string{"* +1 +2", "-2 +3"}, "1 3 /"},                  // there is nobody behind whom it would be first
+		{[]string{"* +1 +2", "-1 ^3"}, "3 2 /"},                  // nor before whom it would be last
+		{[]string{"* +1 +2", "-1 /+4 +3"}, "where rule 3 is"},    // it may have been put behind 1
+		{[]string{"* +1 +2 +3", "-2 +4 ^5"}, "5 1 3 4 /"},        // so it would have a position
 		{[]string{"* +1", "! * +2"}, "2 /"},                      // a table that is made anew
 		{[]string{"* +1 +2", "!"}, ""},                           //
 		{[]string{"* +1 +2", "/+3 -1"}, "2 / 3"},                 // of another chain
@@ -135,6 +145,108 @@ func TestNFTModel(t *testing.T) {
 	}
 	if r, err := m.commit(nftNews(t, "*"), 1<<32-1, 1); err != nil || r.Gen != 1 {
 		t.Errorf("there is no generation 0: %v", err)
+	}
+}
+
+// TestNFTModelOrder holds what the model makes of many commits against what the kernel does, as in
+// nf_tables_newrule, nf_tables_commit and nf_tables_rule_notify.
+func TestNFTModelOrder(t *testing.T) {
+	rnd := rand.New(rand.NewPCG(13, 17))
+	type rule struct {
+		n       int
+		deleted bool // it will be: a position may still be that of it
+	}
+	var m *nftModel
+	var rules []*rule
+	told, gaps, n := 0, 0, 0
+	for range 7001 {
+		if m == nil || n > 200 {
+			m, n, rules = &nftModel{}, 0, nil
+			if _, err := m.commit(nftNews(t, "*"), 1, 2); err != nil {
+				t.Fatal(err)
+			}
+		}
+		type step struct {
+			r    *rule
+			flag string
+		}
+		var steps []step
+		del := func(r *rule) {
+			r.deleted = true
+			steps = append(steps, step{r, "-"})
+		}
+		add := func(at int, flag string) {
+			n++
+			r := &rule{n: n}
+			rules = slices.Insert(rules, at, r)
+			steps = append(steps, step{r, flag})
+		}
+		for range 1 + rnd.IntN(6) {
+			op, at := rnd.IntN(9), 0
+			if len(rules) > 0 {
+				at = rnd.IntN(len(rules))
+			}
+			switch {
+			case op < 2:
+				add(len(rules), "+")
+			case op == 2:
+				add(0, "^")
+			case len(rules) == 0:
+			case op == 3:
+				add(at+1, "+")
+			case op == 4:
+				add(at, "^")
+			case op == 5:
+				for _, r := range rules {
+					if !r.deleted {
+						del(r)
+					}
+				}
+			case rules[at].deleted:
+			case op == 6:
+				del(rules[at])
+			case op == 7:
+				del(rules[at])
+				add(at, "=")
+			default: // older kernels
+				old := rules[at]
+				add(at, "+")
+				del(old)
+			}
+		}
+		var words []string
+		for _, s := range steps {
+			switch i := slices.Index(rules, s.r); {
+			case s.flag == "-":
+				rules = slices.Delete(rules, i, i+1)
+				fallthrough
+			case i == 0, i == len(rules)-1:
+				words = append(words, fmt.Sprint(s.flag, s.r.n))
+			default:
+				words = append(words, fmt.Sprintf("%d<%d", s.r.n, rules[i-1].n))
+			}
+		}
+		r, err := m.commit(nftNews(t, strings.Join(words, " ")), 2, 3)
+		if err != nil {
+			if !errors.Is(err, errNFTGap) {
+				t.Fatal(err)
+			}
+			m = nil
+			gaps++
+			continue
+		}
+		want := ""
+		for _, r := range rules {
+			want += fmt.Sprint(r.n, " ")
+		}
+		if got := nftRules(r); got != want+"/" {
+			t.Fatalf("%q: %q, want %q", words, got, want)
+		}
+		told++
+	}
+	t.Logf("%d commits told, %d not", told, gaps)
+	if told < 3001 {
+		t.Error("that is not enough")
 	}
 }
 
