@@ -103,10 +103,10 @@ const (
 	ebtInvProto = 0x01
 	ebtInvIn    = 0x02
 	ebtInvOut   = 0x04
-	ebtInvLogIn = 0x08
-	ebtInvLogOu = 0x10
-	ebtInvSrc   = 0x20
-	ebtInvDst   = 0x40
+	ebtInvSrc   = 0x08
+	ebtInvDst   = 0x10
+	ebtInvLogIn = 0x20
+	ebtInvLogOu = 0x40
 )
 
 // parseEBT reads a table's entries: blob is what EBT_SO_GET_ENTRIES gives and info what

@@ -472,6 +472,38 @@ func TestParseEBT(t *testing.T) {
 	}
 }
 
+// TestEBTInverted: of what every rule can ask, that is inverted which the kernel's bit is of
+// (include/uapi/linux/netfilter_bridge/ebtables.h: EBT_IPROTO, EBT_IIN, …).
+func TestEBTInverted(t *testing.T) {
+	text := func(inv uint32) string {
+		info, blob := buildEBT(1<<2, []ebtChainDef{{"FORWARD", EBTAccept, []ebtRuleDef{{verdict: EBTDrop, mac: true}}}})
+		b := blob[ebtHeadSize:]
+		b[0] |= ebtFlagDst
+		binary.NativeEndian.PutUint32(b[4:], inv)
+		copy(b[10:], "eth0")
+		copy(b[26:], "br0")
+		copy(b[42:], "eth1")
+		copy(b[58:], "br1")
+		for i := 74; i < 98; i++ {
+			b[i] = 255
+		}
+		table, err := parseEBT("filter", info, blob)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return table.Rules[0].Text()
+	}
+	plain := text(0)
+	for inv, option := range map[uint32]string{
+		0x01: "-p", 0x02: "-i", 0x04: "-o", 0x08: "-s", 0x10: "-d", 0x20: "--logical-in", 0x40: "--logical-out",
+	} {
+		want := strings.Replace(plain, option+" ", option+" ! ", 1)
+		if got := text(inv); got != want || got == plain {
+			t.Errorf("%#x: %q, want %q", inv, got, want)
+		}
+	}
+}
+
 // Whatever is not a table is refused, and what is taken is whole.
 func FuzzParseEBT(f *testing.F) {
 	info, blob := buildEBT(1<<2, []ebtChainDef{{"FORWARD", EBTAccept, []ebtRuleDef{jumpTo("U"), always(EBTDrop)}}, {"U", EBTReturn, nil}})
