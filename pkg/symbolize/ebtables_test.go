@@ -504,6 +504,31 @@ func TestEBTInverted(t *testing.T) {
 	}
 }
 
+// TestEBTExtensionText: nftrace's own words for extensions say what they ask and do, and what is inverted.
+func TestEBTExtensionText(t *testing.T) {
+	ip := func(bitmask, not byte) ebtRuleDef {
+		ask := []byte{10, 0, 0, 1, 10, 0, 0, 2, 255, 255, 255, 255, 255, 255, 255, 0, 0x10, 6, bitmask, not, 0, 0, 0, 0, 0, 0, 0, 0}
+		return ebtRuleDef{verdict: EBTDrop, always: true, match: "ip", ask: ask}
+	}
+	for _, tt := range []struct {
+		rule ebtRuleDef
+		want string
+	}{
+		{ip(7, 0), "--ip-src 10.0.0.1 --ip-dst 10.0.0.2/255.255.255.0 --ip-tos 0x10 -j DROP"},
+		{ip(7, 1), "--ip-src ! 10.0.0.1 --ip-dst 10.0.0.2/255.255.255.0 --ip-tos 0x10 -j DROP"},
+		{ip(7, 2), "--ip-src 10.0.0.1 --ip-dst ! 10.0.0.2/255.255.255.0 --ip-tos 0x10 -j DROP"},
+		{ip(7, 4), "--ip-src 10.0.0.1 --ip-dst 10.0.0.2/255.255.255.0 --ip-tos ! 0x10 -j DROP"},
+		{ip(15, 8), "--ip … -j DROP"},
+		{marked(7, 255, false, false, EBTDrop), "--mark 0x7/0xff -j DROP"},
+		{marked(7, 255, true, false, EBTDrop), "--mark ! 0x7/0xff -j DROP"},
+		{marked(7, 255, true, true, EBTDrop), "--mark_m … -j DROP"},
+	} {
+		if got := filterEBT(t, []ebtRuleDef{tt.rule}).Rules[0].Text(); got != tt.want {
+			t.Errorf("%q, want %q", got, tt.want)
+		}
+	}
+}
+
 // Whatever is not a table is refused, and what is taken is whole.
 func FuzzParseEBT(f *testing.F) {
 	info, blob := buildEBT(1<<2, []ebtChainDef{{"FORWARD", EBTAccept, []ebtRuleDef{jumpTo("U"), always(EBTDrop)}}, {"U", EBTReturn, nil}})

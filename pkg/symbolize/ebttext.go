@@ -74,6 +74,12 @@ func (t *ebtText) extension(name string, data []byte) {
 		if data[18] & ^byte(7) != 0 {
 			break
 		}
+		say := func(option, value string, not byte) {
+			if data[19]&not != 0 {
+				value = "! " + value
+			}
+			t.add(option + " " + value)
+		}
 		addr := func(option string, at int, not byte) {
 			a, _ := netip.AddrFromSlice(data[at : at+4])
 			value := a.String()
@@ -81,10 +87,7 @@ func (t *ebtText) extension(name string, data []byte) {
 				m, _ := netip.AddrFromSlice(mask)
 				value += "/" + m.String()
 			}
-			if data[19]&not != 0 {
-				value = "! " + value
-			}
-			t.add(option + " " + value)
+			say(option, value, not)
 		}
 		if data[18]&1 != 0 {
 			addr("--ip-src", 0, 1)
@@ -93,7 +96,7 @@ func (t *ebtText) extension(name string, data []byte) {
 			addr("--ip-dst", 4, 2)
 		}
 		if data[18]&4 != 0 {
-			t.add(fmt.Sprintf("--ip-tos 0x%02X", data[16]))
+			say("--ip-tos", fmt.Sprintf("0x%02X", data[16]), 4)
 		}
 		return
 	case name == "mark_m" && len(data) >= 18 && data[17] == 1:
