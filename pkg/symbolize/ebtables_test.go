@@ -510,6 +510,11 @@ func TestEBTExtensionText(t *testing.T) {
 		ask := []byte{10, 0, 0, 1, 10, 0, 0, 2, 255, 255, 255, 255, 255, 255, 255, 0, 0x10, 6, bitmask, not, 0, 0, 0, 0, 0, 0, 0, 0}
 		return ebtRuleDef{verdict: EBTDrop, always: true, match: "ip", ask: ask}
 	}
+	nat := func(target string, v uint32) ebtRuleDef {
+		data := []byte{2, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
+		binary.NativeEndian.PutUint32(data[8:], v)
+		return ebtRuleDef{always: true, target: target, data: data}
+	}
 	for _, tt := range []struct {
 		rule ebtRuleDef
 		want string
@@ -522,6 +527,9 @@ func TestEBTExtensionText(t *testing.T) {
 		{marked(7, 255, false, false, EBTDrop), "--mark 0x7/0xff -j DROP"},
 		{marked(7, 255, true, false, EBTDrop), "--mark ! 0x7/0xff -j DROP"},
 		{marked(7, 255, true, true, EBTDrop), "--mark_m … -j DROP"},
+		{nat("snat", 0xffffffff), "-j snat --to-src 02:00:00:00:00:01 --snat-target ACCEPT"},
+		{nat("snat", 0xffffffed), "-j snat --to-src 02:00:00:00:00:01 --snat-arp --snat-target CONTINUE"},
+		{nat("dnat", 0xfffffffd), "-j dnat --to-dst 02:00:00:00:00:01 --dnat-target CONTINUE"},
 	} {
 		if got := filterEBT(t, []ebtRuleDef{tt.rule}).Rules[0].Text(); got != tt.want {
 			t.Errorf("%q, want %q", got, tt.want)

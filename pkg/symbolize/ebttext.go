@@ -115,6 +115,10 @@ func (t *ebtText) extension(name string, data []byte) {
 	t.add("--" + name + " " + more)
 }
 
+// ebtNoARP is set beside the verdict of a target snat that leaves ARP's own address alone
+// (NAT_ARP_BIT, which is set without --snat-arp).
+const ebtNoARP = 0x10
+
 // target renders a target other than a verdict or a jump.
 func (t *ebtText) target(name string, data []byte) {
 	verdict := ""
@@ -122,8 +126,14 @@ func (t *ebtText) target(name string, data []byte) {
 		verdict = v[0].String()
 	}
 	switch {
-	case (name == "dnat" || name == "snat") && len(data) >= 12:
-		t.add(fmt.Sprintf("-j %s --to-%s %s --%s-target %s", name, map[string]string{"dnat": "dst", "snat": "src"}[name], net.HardwareAddr(data[:6]), name, verdict))
+	case name == "dnat" && len(data) >= 12:
+		t.add(fmt.Sprintf("-j dnat --to-dst %s --dnat-target %s", net.HardwareAddr(data[:6]), verdict))
+	case name == "snat" && len(data) >= 12:
+		arp := " --snat-arp"
+		if binary.NativeEndian.Uint32(data[8:])&ebtNoARP != 0 {
+			arp = ""
+		}
+		t.add(fmt.Sprintf("-j snat --to-src %s%s --snat-target %s", net.HardwareAddr(data[:6]), arp, verdict))
 	case name == "arpreply" && len(data) >= 12:
 		t.add(fmt.Sprintf("-j arpreply --arpreply-mac %s --arpreply-target %s", net.HardwareAddr(data[:6]), verdict))
 	case name == "redirect" && verdict != "":
