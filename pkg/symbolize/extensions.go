@@ -51,11 +51,11 @@ var neverHotdrops = map[string]bool{
 
 // hotdropsAndFails lists the matches that fail whenever they set hotdrop, so
 // that the rule's counter does not grow. (xt_dccp and xt_sctp can set hotdrop
-// and, inverted, match.)
+// and, inverted, match; so can xt_recent, with --set and no memory.)
 var hotdropsAndFails = map[string]bool{
 	"ah": true, "connlimit": true, "dst": true, "esp": true, "eui64": true, "frag": true,
 	"hashlimit": true, "hbh": true, "icmp": true, "icmp6": true, "ipcomp": true, "ipv6header": true,
-	"mh": true, "multiport": true, "recent": true, "rt": true, "tcp": true, "tcpmss": true, "u32": true,
+	"mh": true, "multiport": true, "rt": true, "tcp": true, "tcpmss": true, "u32": true,
 	"udp": true, "udplite": true,
 }
 

@@ -290,6 +290,15 @@ func TestWalk(t *testing.T) {
 			want:    want{lines: []string{"INPUT:rule:1 jump U"}, hotdrop: "U:1"},
 		},
 		{
+			name: "hotdrop of a match that matched or of a later one",
+			chains: []chain{
+				{name: "INPUT", policy: "ACCEPT", rules: []rule{{match: []string{"recent"}}, {match: []string{"tcp"}, target: "ACCEPT"}}},
+			},
+			hits:    []visit{{"INPUT", 1, 1}},
+			verdict: nfDrop,
+			want:    want{lines: []string{"INPUT:rule:1 continue"}, hotdrop: "a match of INPUT:1 or of a later rule"},
+		},
+		{
 			name: "no hotdrop where no match can",
 			chains: []chain{
 				{name: "INPUT", policy: "ACCEPT", rules: []rule{{target: "LOG"}, {match: []string{"mark"}, target: "DROP"}}},
