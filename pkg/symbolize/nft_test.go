@@ -681,6 +681,37 @@ func TestHasModule(t *testing.T) {
 	}
 }
 
+// TestNFTLookup: a set that a packet must not be in is told from one that it must be in.
+func TestNFTLookup(t *testing.T) {
+	for flags, want := range map[uint32]string{0: "[lookup @s]", unix.NFT_LOOKUP_F_INV: "[lookup != @s]"} {
+		e := netlink.NewAttributeEncoder()
+		e.ByteOrder = binary.BigEndian
+		e.Nested(unix.NFTA_RULE_EXPRESSIONS, func(e *netlink.AttributeEncoder) error {
+			e.Nested(unix.NFTA_LIST_ELEM, func(e *netlink.AttributeEncoder) error {
+				e.String(unix.NFTA_EXPR_NAME, "lookup")
+				e.Nested(unix.NFTA_EXPR_DATA, func(e *netlink.AttributeEncoder) error {
+					e.String(unix.NFTA_LOOKUP_SET, "s")
+					e.Uint32(unix.NFTA_LOOKUP_FLAGS, flags)
+					return nil
+				})
+				return nil
+			})
+			return nil
+		})
+		b, err := e.Encode()
+		if err != nil {
+			t.Fatal(err)
+		}
+		m, err := parseNFTRule(append([]byte{unix.NFPROTO_INET, 0, 0, 0}, b...))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := m.rule(&NFTTable{Family: unix.NFPROTO_INET}); got.native != want || got.Unconditional {
+			t.Errorf("flags %d: %q, unconditional %v", flags, got.native, got.Unconditional)
+		}
+	}
+}
+
 func FuzzParseNFTRule(f *testing.F) {
 	for i, set := range []string{"native", "compat"} {
 		msgs, _ := nftFixture(f, set)(nftRequest(unix.NFT_MSG_GETRULE, netlink.Dump))

@@ -24,6 +24,7 @@ type nftExpr struct {
 	verdict   int32  // NF_* or NFT_*
 	chain     string // of a jump or goto
 	set       string // lookup: the set or map
+	not       bool   // lookup: what is in the set does not match
 	xt        Match  // match, target: the extension
 	writes    bool   // meta, ct, payload, exthdr: sets something
 	key       uint32 // meta: NFT_META_*
@@ -101,6 +102,8 @@ func (e *nftExpr) attribute(ad *netlink.AttributeDecoder) {
 		e.set = ad.String()
 	case attr{"lookup", unix.NFTA_LOOKUP_DREG}:
 		e.isVerdict = ad.Uint32() == unix.NFT_REG_VERDICT
+	case attr{"lookup", unix.NFTA_LOOKUP_FLAGS}:
+		e.not = ad.Uint32()&unix.NFT_LOOKUP_F_INV != 0
 	case attr{"match", unix.NFTA_MATCH_NAME}, attr{"target", unix.NFTA_TARGET_NAME}:
 		e.xt.Name = ad.String()
 	case attr{"match", unix.NFTA_MATCH_REV}, attr{"target", unix.NFTA_TARGET_REV}:
@@ -290,6 +293,8 @@ func (m *nftRuleMsg) text(t *NFTTable) string {
 			say(nftVerdictText(t.Compat, e.verdict, e.chain))
 		case e.name == "lookup" && e.isVerdict:
 			other = append(other, "vmap @"+e.set)
+		case e.name == "lookup" && e.not:
+			other = append(other, "lookup != @"+e.set)
 		case e.name == "lookup":
 			other = append(other, "lookup @"+e.set)
 		case e.name == "match" && t.Compat:
