@@ -55,6 +55,7 @@ type NFTChain struct {
 
 	// anonymous chains belong to one rule: "jump { … }".
 	anonymous bool
+	devices   bool // a base chain of devices
 }
 
 // NFTRule is a rule of nf_tables.
@@ -88,6 +89,7 @@ type NFTRule struct {
 const (
 	nftaTableHandle = 4
 	nftaChainFlags  = 10
+	nftaHookDevs    = 4
 	nftChainBinding = 1 << 2
 
 	// iptables/nft.c:enum udata_type, in NFTA_RULE_USERDATA.
@@ -424,6 +426,8 @@ func parseNFTChain(b []byte) (table string, c *NFTChain, err error) {
 					c.Hook = uint8(ad.Uint32())
 				case unix.NFTA_HOOK_PRIORITY:
 					c.Priority = ad.Int32()
+				case nftaHookDevs:
+					c.devices = true
 				}
 			})
 		}

@@ -34,6 +34,8 @@ type nftModelChain struct {
 	chain NFTChain   // but Table and Rules
 	rules *list.List // of *nftModelRule
 
+	maybeGone bool // a message of this commit says so, or that it lost a device
+
 	// This commit has taken the first rule, the last one. A rule that the commit put behind the
 	// one, or before the other, may be yet to come.
 	headCut, tailCut bool
@@ -138,11 +140,14 @@ func (m *nftModel) newChain(b []byte) error {
 	t.made = nil
 	if e := t.byName[c.Name]; e != nil {
 		had := e.Value.(*nftModelChain)
-		if had.chain.Handle != c.Handle {
+		if had.chain.Handle == c.Handle {
+			had.chain = *c // its policy, for example
+			return nil
+		}
+		if !had.maybeGone {
 			return nftGap("a second chain %s", c.Name)
 		}
-		had.chain = *c // its policy, for example
-		return nil
+		t.remove(e)
 	}
 	if old, ok := t.handles[c.Handle]; ok {
 		// The rules that jump to it have the old name.
@@ -163,8 +168,12 @@ func (m *nftModel) delChain(b []byte) error {
 		return nftGap("no chain %s", c.Name)
 	}
 	e := t.byName[c.Name]
-	if c.Base && e.Value.(*nftModelChain).rules.Len() > 0 {
-		return nil // a chain of family netdev has lost a device: the rules of one that goes go first
+	if c.devices {
+		// Either it has lost these devices (from Linux 6.4 on), or it is gone, on kernels that
+		// tell then all that it was: its rules went before, and nobody tells which it is.
+		e.Value.(*nftModelChain).maybeGone = true
+		t.made = nil
+		return nil
 	}
 	t.remove(e)
 	return nil
@@ -314,17 +323,25 @@ func (m *nftModel) ruleset(gen uint32) (*NFTRuleset, error) {
 			return nil, nftGap("a rule of table %s is behind one that is not there", t.table.Name)
 		}
 		if t.made == nil {
-			t.made = t.make()
+			var err error
+			if t.made, err = t.make(); err != nil {
+				return nil, err
+			}
 		}
 		tables[i] = t.made
 	}
 	return newNFTRuleset(gen, tables), nil
 }
 
-func (t *nftModelTable) make() *NFTTable {
+func (t *nftModelTable) make() (*NFTTable, error) {
 	made := t.table
 	for e := t.chains.Front(); e != nil; e = e.Next() {
-		c := e.Value.(*nftModelChain).chain
+		had := e.Value.(*nftModelChain)
+		if had.maybeGone && had.rules.Len() == 0 {
+			return nil, nftGap("chain %s may be gone", had.chain.Name)
+		}
+		had.maybeGone = false
+		c := had.chain
 		made.Chains = append(made.Chains, &c)
 	}
 	made.Compat = made.compat()
@@ -342,5 +359,5 @@ func (t *nftModelTable) make() *NFTTable {
 		made.Chains[i].Rules = rules
 	}
 	made.index()
-	return &made
+	return &made, nil
 }

@@ -15,7 +15,8 @@ import (
 // nftNews are the messages of a commit, by words: +N and -N is a rule that is added behind all
 // others and deleted, ^N one that is added before all, N<M rule N behind rule M, =N one that
 // replaced the first or the last, ?N one of a kernel that does not tell where it is. All are in
-// chain c, "/" is the same in chain d; "!" deletes the table, "*" adds it with both chains.
+// chain c, "/" is the same in chain d; "!" deletes the table, "*" adds it with both chains. "~" deletes
+// chain c, with a list of devices, and "c" adds one of that name.
 func nftNews(t testing.TB, words string) []netlink.Message {
 	t.Helper()
 	var news []netlink.Message
@@ -49,6 +50,22 @@ func nftNews(t testing.TB, words string) []netlink.Message {
 					e.Bytes(unix.NFTA_CHAIN_HANDLE, be64(uint64(i+1)))
 				})
 			}
+			continue
+		}
+		if w == "~" || w == "c" {
+			msg, handle := map[string]uint16{"~": unix.NFT_MSG_DELCHAIN, "c": unix.NFT_MSG_NEWCHAIN}[w], map[string]uint64{"~": 1, "c": 3}[w]
+			tell(msg, 0, func(e *netlink.AttributeEncoder) {
+				e.String(unix.NFTA_CHAIN_TABLE, "t")
+				e.String(unix.NFTA_CHAIN_NAME, "c")
+				e.Bytes(unix.NFTA_CHAIN_HANDLE, be64(handle))
+				e.Nested(unix.NFTA_CHAIN_HOOK, func(e *netlink.AttributeEncoder) error {
+					e.Nested(nftaHookDevs, func(e *netlink.AttributeEncoder) error {
+						e.String(1, "eth0") // NFTA_DEVICE_NAME
+						return nil
+					})
+					return nil
+				})
+			})
 			continue
 		}
 		chain := "c"
@@ -120,6 +137,12 @@ func TestNFTModel(t *testing.T) {
 		{[]string{"* +1", "2<3"}, "behind one that is not there"},
 		{[]string{"* +1", "2<3 4<3"}, "two rules behind rule 3"},
 		{[]string{"* +1 /+2", "3<2"}, "behind one of another chain"},
+		{[]string{"* +1", "~"}, "1 /"},                   // a device is gone
+		{[]string{"* +1", "-1", "~"}, "c may be gone"},   // a device, or the chain
+		{[]string{"* +1", "-1 ~ c +2"}, "/ 2"},           // the chain, and here is another
+		{[]string{"* +1", "-1 ~ ! * +2"}, "2 /"},         //
+		{[]string{"* +1", "-1 ~ +2", "-2", "+3"}, "3 /"}, // a device: a rule came into the chain
+		{[]string{"*", "c"}, "a second chain c"},         //
 		{[]string{"* +1 +1"}, "a second rule 1"},
 		{[]string{"* 1<1 ^1"}, "a second rule 1"},
 		{[]string{"* -1"}, "no rule 1"},
