@@ -1175,13 +1175,16 @@ static __always_inline void frame_resume(struct where *w)
  * end was not seen (the copy that TEE sent waits for an answer of ARP), then what was counted since is
  * of either.
  */
-static __noinline int frame_took(struct where *w, u32 n)
+static __always_inline int frame_took(struct where *w, u32 n)
 {
-	struct frame *f = frame_at(n), *inner = frame_at(w->c->running);
+	struct frame *f, *inner;
 
-	if (!f || !inner || inner == f || inner->task != f->task ||
-	    f->task != w->task || inner->sp >= f->sp ||
-	    recseq_again(w->percpu) == inner->recseq)
+	if (w->c->running == n || !w->c->running)
+		return 0;
+	f = frame_at(n);
+	inner = frame_at(w->c->running);
+	if (!f || !inner || inner->task != f->task || f->task != w->task ||
+	    inner->sp >= f->sp || recseq_again(w->percpu) == inner->recseq)
 		return 0;
 	f->rec.hdr.flags |= REC_F_TORN;
 	inner->rec.hdr.flags |= REC_F_TORN;
@@ -1240,12 +1243,15 @@ static __always_inline void frames_pop(struct where *w, u64 sp)
 static __always_inline bool hook_next(struct where *w, u64 sp,
 				      struct sk_buff *skb, struct journey *j)
 {
-	if (j && j->frame)
-		frame_took(w, j->frame);
+	u32 n = j ? j->frame : 0;
+
+	if (n)
+		frame_took(w, n);
 	frame_stop(w);
-	if (j && j->frame)
-		frame_end(w, j->frame, skb, j);
-	frames_pop(w, sp);
+	if (n)
+		frame_end(w, n, skb, j);
+	if (open_frames)
+		frames_pop(w, sp);
 	return open_frames && frame_top(w);
 }
 
