@@ -55,6 +55,18 @@ static __always_inline void journey_forget(struct sk_buff *skb,
 		__sync_fetch_and_add(&live, -1);
 }
 
+/*
+ * Whether a packet that is followed from a bridge's port on (port_in) leaves the kernel without having
+ * met a hook: nobody needs to know of it.
+ */
+static __always_inline bool met_no_hook(struct sk_buff *skb, struct journey *j)
+{
+	if (j->seq || j->frame)
+		return false;
+	journey_forget(skb, j);
+	return true;
+}
+
 /* Where a probe of nf_hook_slow runs: softirqs and tasks have their own space to work in. */
 static __always_inline bool where_at_hook(struct where *w, const enum on on)
 {
@@ -109,7 +121,7 @@ static __always_inline void hook(u64 sp, struct sk_buff *skb,
 	d = bpf_map_lookup_elem(&decisions, &key);
 	if (!d)
 		return;
-	d->first = 0;
+	d->first = j && !j->seq;
 	d->flags = on == ON_REINJECT ? REC_F_REINJECTED : 0;
 	if (!j || j->flags & JOURNEY_TENTATIVE) {
 		match(skb, state, hook_of(state, on), d);
@@ -277,7 +289,7 @@ int BPF_ENTRY(skb_release, struct sk_buff *skb)
 	struct rec_hdr h;
 	u64 now;
 
-	if (!j)
+	if (!j || met_no_hook(skb, j))
 		return 0;
 	if (j->flags & JOURNEY_MORPH) {
 		j->flags &= ~JOURNEY_MORPH;
@@ -302,7 +314,7 @@ int BPF_PROG(skb_drop, struct sk_buff *skb, u64 location)
 	u64 now;
 	u32 cpu;
 
-	if (!j)
+	if (!j || met_no_hook(skb, j))
 		return 0;
 	cpu = bpf_get_smp_processor_id();
 	now = hook_over(untrusted(skb), j, only_on(ON_DROP));
@@ -360,8 +372,11 @@ static __always_inline void record_dev(struct sk_buff *skb, struct journey *j,
 				       enum on on)
 {
 	struct rec_dev rec;
-	u64 now = hook_over(skb, j, on);
+	u64 now;
 
+	if (met_no_hook(skb, j))
+		return;
+	now = hook_over(skb, j, on);
 	left_queue(j);
 	if (j->flags & JOURNEY_TENTATIVE && dev && match_dev(skb, dev))
 		j->flags &= ~JOURNEY_TENTATIVE;
@@ -402,11 +417,41 @@ int BPF_ENTRY(br_forward, struct net_bridge_port *to, struct sk_buff *skb)
 	return 0;
 }
 
+/*
+ * net/bridge/br_input.c:br_handle_frame_finish: what came in by a port of a bridge. Of what the host
+ * takes from there, IP's hooks know the bridge alone, unless br_netfilter leads it through them. Attached
+ * where interfaces are asked for.
+ */
+SEC(ENTRY "br_handle_frame_finish")
+int BPF_ENTRY(port_in, struct net *net, struct sock *sk, struct sk_buff *skb)
+{
+	struct net_device *dev = get(skb, dev);
+	struct journey *j = journey_of(skb);
+	struct decision d = { .match = MATCH_YES };
+	struct where w;
+
+	if (!may_match_iface(dev) || (!j && !tracing) ||
+	    (j && !(j->flags & JOURNEY_TENTATIVE)))
+		return 0;
+	if (!match_dev(skb, dev)) {
+		if (j || !use_later || !match_iface(net, dev))
+			return 0;
+		d.match = MATCH_MAYBE;
+	}
+	if (j)
+		j->flags &= ~JOURNEY_TENTATIVE;
+	else if (where_am_i(&w, only_on(ON_PORT)))
+		journey_begin(&w, skb, &d);
+	return 0;
+}
+
 static __always_inline int deliver(struct sk_buff *skb, enum on on)
 {
 	struct journey *j = journey_of(skb);
 
 	if (!j)
+		return 0;
+	if (met_no_hook(skb, j))
 		return 0;
 	record_dev(skb, j, get(skb, dev), REC_DELIVER, on);
 	journey_forget(skb, j);

@@ -596,6 +596,7 @@ const (
 	NftraceProgNftState        = "nft_state"
 	NftraceProgNftTrace        = "nft_trace"
 	NftraceProgNftTraceInfo    = "nft_trace_info"
+	NftraceProgPortIn          = "port_in"
 	NftraceProgQueue           = "queue"
 	NftraceProgQueueRefused    = "queue_refused"
 	NftraceProgReinject        = "reinject"
@@ -752,6 +753,7 @@ type NftraceProgramSpecs struct {
 	NftState      *ebpf.ProgramSpec `ebpf:"nft_state"`
 	NftTrace      *ebpf.ProgramSpec `ebpf:"nft_trace"`
 	NftTraceInfo  *ebpf.ProgramSpec `ebpf:"nft_trace_info"`
+	PortIn        *ebpf.ProgramSpec `ebpf:"port_in"`
 	Queue         *ebpf.ProgramSpec `ebpf:"queue"`
 	QueueRefused  *ebpf.ProgramSpec `ebpf:"queue_refused"`
 	Reinject      *ebpf.ProgramSpec `ebpf:"reinject"`
@@ -1059,6 +1061,7 @@ type NftracePrograms struct {
 	NftState      *ebpf.Program `ebpf:"nft_state"`
 	NftTrace      *ebpf.Program `ebpf:"nft_trace"`
 	NftTraceInfo  *ebpf.Program `ebpf:"nft_trace_info"`
+	PortIn        *ebpf.Program `ebpf:"port_in"`
 	Queue         *ebpf.Program `ebpf:"queue"`
 	QueueRefused  *ebpf.Program `ebpf:"queue_refused"`
 	Reinject      *ebpf.Program `ebpf:"reinject"`
@@ -1109,6 +1112,7 @@ func (p *NftracePrograms) Close() error {
 		p.NftState,
 		p.NftTrace,
 		p.NftTraceInfo,
+		p.PortIn,
 		p.Queue,
 		p.QueueRefused,
 		p.Reinject,

@@ -79,6 +79,7 @@ const (
 	NftraceKprobeProgNftState          = "nft_state"
 	NftraceKprobeProgNftTrace          = "nft_trace"
 	NftraceKprobeProgNftTraceInfo      = "nft_trace_info"
+	NftraceKprobeProgPortIn            = "port_in"
 	NftraceKprobeProgQueue             = "queue"
 	NftraceKprobeProgQueueRefused      = "queue_refused"
 	NftraceKprobeProgQueueRefusedCall  = "queue_refused_call"
@@ -241,6 +242,7 @@ type NftraceKprobeProgramSpecs struct {
 	NftState          *ebpf.ProgramSpec `ebpf:"nft_state"`
 	NftTrace          *ebpf.ProgramSpec `ebpf:"nft_trace"`
 	NftTraceInfo      *ebpf.ProgramSpec `ebpf:"nft_trace_info"`
+	PortIn            *ebpf.ProgramSpec `ebpf:"port_in"`
 	Queue             *ebpf.ProgramSpec `ebpf:"queue"`
 	QueueRefused      *ebpf.ProgramSpec `ebpf:"queue_refused"`
 	QueueRefusedCall  *ebpf.ProgramSpec `ebpf:"queue_refused_call"`
@@ -554,6 +556,7 @@ type NftraceKprobePrograms struct {
 	NftState          *ebpf.Program `ebpf:"nft_state"`
 	NftTrace          *ebpf.Program `ebpf:"nft_trace"`
 	NftTraceInfo      *ebpf.Program `ebpf:"nft_trace_info"`
+	PortIn            *ebpf.Program `ebpf:"port_in"`
 	Queue             *ebpf.Program `ebpf:"queue"`
 	QueueRefused      *ebpf.Program `ebpf:"queue_refused"`
 	QueueRefusedCall  *ebpf.Program `ebpf:"queue_refused_call"`
@@ -610,6 +613,7 @@ func (p *NftraceKprobePrograms) Close() error {
 		p.NftState,
 		p.NftTrace,
 		p.NftTraceInfo,
+		p.PortIn,
 		p.Queue,
 		p.QueueRefused,
 		p.QueueRefusedCall,

@@ -80,6 +80,8 @@ type group struct {
 	// what is not traced then, if anything.
 	optional bool
 	untraced string
+	// ifaces is whether it is left out where no interfaces are asked for.
+	ifaces bool
 	// typed is whether the probes read structs that the module's type information alone knows.
 	typed bool
 }
@@ -87,6 +89,7 @@ type group struct {
 var groups = []group{
 	{module: xtModule, programs: []string{bpf.NftraceProgTableFree, bpf.NftraceProgTableLookup, bpf.NftraceProgTableReplaced}},
 	{module: "bridge", programs: []string{bpf.NftraceProgBrForward}},
+	{module: "bridge", programs: []string{bpf.NftraceProgPortIn}, ifaces: true},
 	{module: "nf_defrag_ipv6", programs: []string{bpf.NftraceProgDefragIp6}},
 	{module: "nf_nat", programs: []string{bpf.NftraceProgNat, bpf.NftraceProgNatIcmp, bpf.NftraceProgNatIcmp6}},
 	{module: nftModule, programs: []string{bpf.NftraceProgNftCommit, bpf.NftraceProgNftCommitted, bpf.NftraceProgNftState, bpf.NftraceKprobeProgNftLook}, choose: nftProgram, typed: true, untraced: "nf_tables is not traced"},
@@ -428,7 +431,7 @@ func (t *Tracer) start(o Options) error {
 	t.waiting = slices.DeleteFunc(slices.Clone(waitFor), t.modules.has)
 	var ready []group
 	for _, g := range groups {
-		if t.spec.Programs[g.programs[0]] == nil || g.present != nil && !g.present() {
+		if t.spec.Programs[g.programs[0]] == nil || g.present != nil && !g.present() || g.ifaces && len(o.Ifaces) == 0 {
 			continue
 		}
 		// What a flowtable's name is, handmadeTypes do not say.
