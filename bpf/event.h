@@ -54,6 +54,7 @@ enum rec_flag {
 	REC_F_NFTMISSED =
 		0x0080, /* something that nf_tables did may be missing */
 	REC_F_TRACKED = 0x0400, /* the packet had a conntrack entry behind it */
+	REC_F_SPLIT = 0x1000,	/* a part of a call behind REC_NAT */
 	REC_F_REINJECTED =
 		0x0800, /* what was left of the hook behind NFQUEUE; REC_DROP's, too */
 	/* Of REC_EBT. */

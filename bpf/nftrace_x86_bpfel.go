@@ -372,6 +372,7 @@ const (
 	NftraceRecFlagREC_F_UNSEEN     NftraceRecFlag = 64
 	NftraceRecFlagREC_F_NFTMISSED  NftraceRecFlag = 128
 	NftraceRecFlagREC_F_TRACKED    NftraceRecFlag = 1024
+	NftraceRecFlagREC_F_SPLIT      NftraceRecFlag = 4096
 	NftraceRecFlagREC_F_REINJECTED NftraceRecFlag = 2048
 	NftraceRecFlagREC_F_NOENTRY    NftraceRecFlag = 512
 	NftraceRecFlagREC_F_BETWEEN    NftraceRecFlag = 256

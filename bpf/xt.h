@@ -983,6 +983,7 @@ static __always_inline int send_frame(u64 now, u32 on, struct frame *f,
 			nonzero(get(skb, _nfct) & ~7UL) * REC_F_TRACKED;
 	rec->hdr.netns = netns;
 	if (f->split) {
+		rec->hdr.flags |= REC_F_SPLIT;
 		if (skb)
 			read_pkt(&rec->before, skb, (void *)f->net);
 		else

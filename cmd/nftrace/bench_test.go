@@ -174,6 +174,9 @@ func (r *recorder) packet() bpf.NftracePkt {
 
 func (r *recorder) hook(pf uint8, in, out bpf.NftraceDev, tables []bpf.NftraceHookTable, hits ...bpf.NftraceHit) {
 	rec := &bpf.NftraceRecHook{Hdr: r.header(bpf.NftraceRecTypeREC_HOOK), Before: r.packet()}
+	if r.behind {
+		rec.Hdr.Flags = uint32(bpf.NftraceRecFlagREC_F_SPLIT)
+	}
 	rec.Place = bpf.NftracePlace{In: in, Out: out, Physin: r.port, Hook: events.HookLocalIn, Pf: pf}
 	rec.Ntables, rec.Nhits = uint32(copy(rec.Tables[:], tables)), uint32(copy(rec.Hits[:], hits))
 	ran := map[uint16]bool{}

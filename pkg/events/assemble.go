@@ -485,13 +485,14 @@ func (a *Assembler) hook(d *draft, h *bpf.NftraceRecHdr, raw []byte) error {
 	if err != nil {
 		return err
 	}
-	behind := c.open && c.natted && !d.gap
+	split := h.Flags&uint32(bpf.NftraceRecFlagREC_F_SPLIT) != 0
+	behind := split && c.open && c.natted && !d.gap
 	// It may be gone before anybody could look at it behind the rewrite.
-	hasBefore = hasBefore && (!behind || r.Before.Cap > 0)
+	hasBefore = hasBefore && (!split || r.Before.Cap > 0)
 	var p *Part
 	if hasBefore || hasTables || len(d.nft.events) > 0 {
 		p = d.parts.take()
-		p.After, p.AfterNAT, p.NATUnseen, p.Changed, p.Verdict, p.Pattern = nil, behind, false, false, VerdictUnknown, nil
+		p.After, p.AfterNAT, p.NATUnseen, p.Changed, p.Verdict, p.Pattern = nil, split, false, false, VerdictUnknown, nil
 		p.Unseen = pattern.unseen
 		p.Tracked = h.Flags&uint32(bpf.NftraceRecFlagREC_F_TRACKED) != 0
 		if hasBefore {
@@ -551,7 +552,7 @@ func (a *Assembler) hook(d *draft, h *bpf.NftraceRecHdr, raw []byte) error {
 		a.tablesOf(d)
 	}
 	// That is compared where a rule counted the packet, with what nf_tables saw last.
-	c.established = hasTables && len(hits) > 0 && p.Tracked && !behind && p.Before.CT == "" &&
+	c.established = hasTables && len(hits) > 0 && p.Tracked && !split && p.Before.CT == "" &&
 		c.nftSeen == nil && !d.nft.gap
 	return nil
 }

@@ -22,6 +22,7 @@ type script struct {
 	now   uint64
 	done  []*Journey
 	keep  func(raw []byte) // instead of giving it to a
+	split bool             // the next part of a hook is one behind NAT
 }
 
 func newScript(t *testing.T, a *Assembler, jid uint64) *script {
@@ -139,6 +140,10 @@ func hit(table, index, packets int) bpf.NftraceHit {
 
 func (s *script) part(p part) {
 	s.t.Helper()
+	if s.split {
+		p.flags |= bpf.NftraceRecFlagREC_F_SPLIT
+		s.split = false
+	}
 	r := bpf.NftraceRecHook{Hdr: s.hdr(bpf.NftraceRecTypeREC_HOOK, p.flags)}
 	r.EntryTs = r.Hdr.Ts - 500
 	r.Place.Hook, r.Place.Pf, r.Place.Physin = p.hook, PFIPv4, 3
@@ -189,6 +194,7 @@ func (s *script) filter(hook uint8) {
 }
 
 func (s *script) nat(manip uint8) {
+	s.split = true
 	r := bpf.NftraceRecNat{Hdr: s.hdr(bpf.NftraceRecTypeREC_NAT, 0), Manip: manip, Dir: 1}
 	s.add(bytesOf(&r, unsafe.Sizeof(r)))
 }
@@ -471,6 +477,28 @@ func TestConclude(t *testing.T) {
 		if j.Outcome != tt.want {
 			t.Errorf("table %d, hook %d: %+v, want %+v", tt.table, tt.hook, j.Outcome, tt.want)
 		}
+	}
+}
+
+// A part behind NAT is known as such though the record of NAT was lost: of its packet is known how it
+// was at the part's end.
+func TestLostNAT(t *testing.T) {
+	s := newScript(t, NewAssembler(), 7)
+	s.filter(HookLocalOut)
+	s.seq++
+	s.split = true
+	s.filter(HookLocalOut)
+	s.xmit()
+	s.end(0)
+	j := s.journey()
+	var got []bool
+	for i := range j.Steps {
+		if run := j.Steps[i].Table; run != nil {
+			got = append(got, run.Part.AfterNAT)
+		}
+	}
+	if want := []bool{false, true}; !slices.Equal(got, want) || j.Lost != 1 {
+		t.Errorf("behind NAT: %v, want %v; lost %d", got, want, j.Lost)
 	}
 }
 

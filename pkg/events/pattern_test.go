@@ -293,24 +293,6 @@ func TestPatternsAreBounded(t *testing.T) {
 	}
 }
 
-// OnRun is told of tables that cannot have run in the first part of a pattern: in another they can.
-func TestPatternBehindNAT(t *testing.T) {
-	a := NewAssembler()
-	told := map[string]int{}
-	a.OnRun = func(s *Step) { told[s.Table.Name]++ }
-	s := newScript(t, a, 1)
-	s.first(HookLocalOut, 0)
-	s.nat(1)
-	s.part(tornOutput())
-	a.Flush(1)
-	s = newScript(t, a, 2)
-	s.part(tornOutput())
-	a.Flush(1)
-	if told["mangle"] != 1 || told["filter"] != 1 {
-		t.Errorf("told of %v", told)
-	}
-}
-
 // Two patterns that take turns are both kept, whichever they are: one packet has several.
 func TestPatternsTakeTurns(t *testing.T) {
 	for other := range uint64(4 << patternBits) {

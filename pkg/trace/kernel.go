@@ -203,8 +203,8 @@ func (t *Tracer) setLayout(types *btf.Cache) error {
 	if err := t.vars[bpf.NftraceVarFoundSymbols].Get(&s); err != nil {
 		return err
 	}
-	if s.XtPernetId == 0 && !tablesInNet(types) {
-		return errors.New("the kernel does not tell where its tables are (no symbol xt_pernet_id; CONFIG_KALLSYMS_ALL=y is needed)")
+	if s.XtRecseq == 0 || s.XtPernetId == 0 && !tablesInNet(types) {
+		return errors.New("the kernel does not tell where its tables are (no symbol xt_recseq or xt_pernet_id; CONFIG_KALLSYMS_ALL=y is needed)")
 	}
 	layout := bpf.NftraceXtLayout{On: 1, PernetId: s.PernetId}
 	var err1, err2, err3 error

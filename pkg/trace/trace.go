@@ -417,9 +417,6 @@ func (t *Tracer) start(o Options) error {
 	if t.news, err = newRing(t.maps[bpf.NftraceMapNewTables]); err != nil {
 		return fmt.Errorf("read the news of tables: %w", err)
 	}
-	if err := t.setSymbols(); err != nil {
-		return err
-	}
 	types := btf.NewCache()
 	kernel, err := types.Kernel()
 	if err != nil {
@@ -443,6 +440,10 @@ func (t *Tracer) start(o Options) error {
 			continue
 		}
 		ready = append(ready, g)
+	}
+	// Behind the look at what modules there are: one that came in between waits.
+	if err := t.setSymbols(); err != nil {
+		return err
 	}
 	if err := t.attach(ready, types); err != nil {
 		return err
