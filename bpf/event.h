@@ -157,7 +157,8 @@ struct rec_nft {
 	__u8 flags;  /* enum pkt_flag */
 	/* A commit put gen in force since the hook was entered, or since the record before. */
 	__u8 flipped;
-	__u8 pad[3];
+	__u8 runs; /* tables of xtables that were run through before it (xt_recseq) */
+	__u8 pad[2];
 	/* Of the first one of a run of a base chain only. */
 	char name[32];	     /* of the table, cut */
 	char chain_name[32]; /* of the base chain, cut */

@@ -168,6 +168,8 @@ static __always_inline int nft_did(struct sk_buff *skb,
 	cursor = nft_cursor((void *)f->net);
 	r.gen = nft_now((void *)f->net, f->rec.hdr.netns, cursor);
 	r.flipped = cursor != f->nft_cursor;
+	if (f->rec.ntables)
+		r.runs = frame_runs(f);
 	f->nft_cursor = cursor;
 	/* A packet that was stolen is somebody else's by now. */
 	if (code != NF_STOLEN) {

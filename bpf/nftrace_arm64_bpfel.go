@@ -435,7 +435,8 @@ type NftraceRecNft struct {
 	Ctinfo    uint8
 	Flags     uint8
 	Flipped   uint8
-	Pad       [3]uint8
+	Runs      uint8
+	Pad       [2]uint8
 	Name      [32]int8
 	ChainName [32]int8
 }

@@ -1660,6 +1660,13 @@ static __always_inline void frame_refused(struct sk_buff *skb,
 	frame_counted(&w, f, n, j);
 }
 
+/* How many tables a frame that has the CPU has run through, in its newest part. */
+static __always_inline u32 frame_runs(const struct frame *f)
+{
+	return f->rec.runs + (recseq_again(this_cpu()) + 1) / 2 -
+	       (f->recseq + 1) / 2;
+}
+
 /* Whether a table of the frame's hook was run through, or may have been. */
 static __always_inline bool frame_evaluated(struct frame *f)
 {

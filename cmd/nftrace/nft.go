@@ -605,14 +605,19 @@ func priority(s *events.Step) int {
 }
 
 // inOrder brings the tables of a part of a hook's call into the order in which the kernel runs
-// them: those of nf_tables are in theirs, and so are xtables' behind them. The one that ended
-// the call was the last.
+// them: those of nf_tables are in theirs, and so are xtables' behind them. Of equal ones the last
+// that came is the first to run, which only the kernel knows: it counts how many of xtables' ran before.
+// The one that ended the call was the last.
 func inOrder(steps []events.Step, nft int) []events.Step {
 	out := make([]events.Step, 0, len(steps))
 	mine, others := steps[:nft], steps[nft:]
 	for len(mine) > 0 && len(others) > 0 {
 		a, b := priority(&mine[0]), priority(&others[0])
-		if a < b || a == b && ended(&mine[0]) <= ended(&others[0]) {
+		first := ended(&mine[0]) <= ended(&others[0])
+		if n := mine[0].Table.NFT; n != nil {
+			first = first && n.Runs <= len(steps)-nft-len(others)
+		}
+		if a < b || a == b && first {
 			out, mine = append(out, mine[0]), mine[1:]
 		} else {
 			out, others = append(out, others[0]), others[1:]

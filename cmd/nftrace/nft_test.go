@@ -415,8 +415,12 @@ func TestNFTKey(t *testing.T) {
 
 func TestInOrder(t *testing.T) {
 	const accept, drop = events.NFAccept, events.NFDrop
-	nft := func(name, kind string, priority, verdict int) events.Step {
-		return events.Step{Verdict: verdict, Table: &events.TableRun{Name: name, NFT: &events.NFTRun{Type: kind, Priority: priority}}}
+	nft := func(name, kind string, priority, verdict int, runs ...int) events.Step {
+		run := &events.NFTRun{Type: kind, Priority: priority}
+		if len(runs) > 0 {
+			run.Runs = runs[0]
+		}
+		return events.Step{Verdict: verdict, Table: &events.TableRun{Name: name, NFT: run}}
 	}
 	legacy := func(name string, verdict int) events.Step {
 		return events.Step{Verdict: verdict, Table: &events.TableRun{Name: name}}
@@ -442,6 +446,8 @@ func TestInOrder(t *testing.T) {
 		{"equal, xtables drops", events.HookForward, steps{nft("a", "filter", 0, accept)}, steps{legacy("filter", drop)}, "a filter"},
 		{"equal, nf_tables drops", events.HookForward, steps{nft("a", "filter", 0, drop)}, steps{legacy("filter", accept)}, "filter a"},
 		{"equal, nf_tables queues", events.HookForward, steps{nft("a", "filter", 0, events.NFQueue)}, steps{legacy("filter", accept)}, "filter a"},
+		{"equal, xtables ran first", events.HookForward, steps{nft("a", "filter", 0, accept, 1), nft("b", "filter", 10, accept, 1)}, steps{legacy("filter", accept)}, "filter a b"},
+		{"equal, one of xtables' ran first", events.HookForward, steps{nft("a", "filter", 0, accept, 1)}, steps{legacy("mangle", accept), legacy("filter", accept)}, "mangle a filter"},
 		{"equal, xtables is not known", events.HookForward, steps{nft("a", "filter", 0, accept)}, steps{legacy("filter", events.VerdictUnknown)}, "a filter"},
 		{"equal, nf_tables is not known", events.HookForward, steps{nft("a", "filter", 0, events.VerdictUnknown)}, steps{legacy("filter", accept)}, "a filter"},
 		{"nothing of xtables", events.HookForward, steps{nft("b", "filter", 1, accept), nft("a", "filter", 0, accept)}, nil, "b a"},

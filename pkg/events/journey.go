@@ -229,7 +229,9 @@ type NFTRun struct {
 	// Flipped is set where Gen came into force on another CPU at about the time when the
 	// run began: it may have met the generation before.
 	Flipped bool
-	Events  []NFTEvent
+	// Runs is the number of xtables' tables that the part ran through before.
+	Runs   int
+	Events []NFTEvent
 	// Behind is the packet behind the last event, where it was another than before it.
 	Behind *Packet
 

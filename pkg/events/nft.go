@@ -145,7 +145,7 @@ func (a *Assembler) nftRun(d *draft, part *Part, recs []nftRecord, alone bool) {
 	t.Name, t.ID, t.Hits, t.Part = string(cBytes(first.Name[:])), TableID{}, nil, part
 	t.Rules, t.Met, t.Unresolved, t.Hotdrop = nil, t.Met[:0], "", ""
 	t.After = nil
-	t.nft = NFTRun{Family: first.Family, Table: first.Table, Base: first.Base, Chain: string(cBytes(first.ChainName[:])), Gen: first.Gen, Flipped: first.Flipped != 0, Events: t.nft.Events[:0]}
+	t.nft = NFTRun{Family: first.Family, Table: first.Table, Base: first.Base, Chain: string(cBytes(first.ChainName[:])), Gen: first.Gen, Flipped: first.Flipped != 0, Runs: int(first.Runs), Events: t.nft.Events[:0]}
 	t.NFT, t.EBT = &t.nft, nil
 	for i := range recs {
 		r := &recs[i].rec
