@@ -631,7 +631,7 @@ int BPF_PROG(sched_switch, bool preempt, struct task_struct *prev,
 		return 0;
 	frame_left(&w, frame_top(&w));
 	frame_stop(&w);
-	w.task = (u64)next;
+	w.task = number(next);
 	n = frame_top(&w);
 	f = frame_at(n);
 	if (f) {

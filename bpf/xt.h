@@ -1120,24 +1120,30 @@ static long look_at_frame(u32 i, struct innermost *s)
 	return 0;
 }
 
-/* 1 + the innermost frame of this stack, 0: none. */
-static __always_inline u32 frame_top(struct where *w)
+/* 1 + the innermost frame of a task's stack, or of a CPU's softirqs'; 0: none. */
+__verified_once u32 top_of(u64 task, u32 cpu)
 {
-	struct innermost s = { .task = w->task, .sp = ~0ULL };
+	struct innermost s = { .task = task, .sp = ~0ULL };
 	u32 *n;
 
-	s.first = w->cpu * FRAMES;
-	if (w->task) {
+	s.first = cpu * FRAMES;
+	if (task) {
 		/* A task may have come from another CPU. */
 		if (!open_task_frames)
 			return 0;
-		n = bpf_map_lookup_elem(&task_frames, &w->task);
+		n = bpf_map_lookup_elem(&task_frames, &task);
 		if (!n)
 			return 0;
 		s.first = *n;
 	}
 	loop(FRAMES, FRAMES, look_at_frame, &s);
 	return s.n;
+}
+
+/* The same of this stack. */
+static __always_inline u32 frame_top(struct where *w)
+{
+	return top_of(w->task, w->cpu);
 }
 
 /*
@@ -1238,9 +1244,9 @@ static __always_inline void frames_pop(struct where *w, u64 sp)
 }
 
 /*
- * A packet is about to enter a hook, in the call that sp names: the one that it was in is over,
- * and so are those that returned meanwhile, and whoever had the CPU has it no more. Returns
- * whether a followed packet's call is under way within which this one is made.
+ * A packet is about to enter a hook, in the call that sp names: the one that it was in is over, and
+ * so are those that returned meanwhile, and whoever had the CPU has it no more. Returns whether a
+ * followed packet's call is under way within which this one is made.
  */
 static __always_inline bool hook_next(struct where *w, u64 sp,
 				      struct sk_buff *skb, struct journey *j)
