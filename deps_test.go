@@ -24,6 +24,7 @@ var mayImport = map[string]struct {
 	"": {},
 
 	"bpf":           {code: []string{"github.com/cilium/ebpf"}, tests: []string{"github.com/cilium/ebpf/btf"}},
+	"bpf/nolines":   {},
 	"pkg/events":    {code: []string{module + "/bpf"}},
 	"pkg/symbolize": {code: []string{"github.com/mdlayher/netlink", "github.com/cilium/ebpf/btf", "golang.org/x/sys/unix"}},
 	"pkg/filter":    {code: []string{"github.com/cilium/ebpf/asm"}, tests: []string{"golang.org/x/net/bpf"}},

@@ -97,7 +97,6 @@ static __always_inline void hook(u64 sp, struct sk_buff *skb,
 	struct decision *d;
 	struct where w;
 	u32 key = on;
-	bool within = false;
 
 	w.c = NULL;
 	if (open_frames) {
@@ -106,12 +105,13 @@ static __always_inline void hook(u64 sp, struct sk_buff *skb,
 			return;
 		if (!where_at_hook(&w, on))
 			return;
-		within = hook_next(&w, sp, skb, j);
+		hook_next(&w, skb, j);
 	}
 	/* What a followed packet's rules send is followed, too, so as to know when it has gone. */
-	if (!j && !within &&
+	if (!j &&
 	    (!tracing || (on == ON_HOOK && seen_before(skb, state)) ||
-	     flow_passes(skb, state, hook_of(state, on))))
+	     flow_passes(skb, state, hook_of(state, on))) &&
+	    !within_frame(&w, sp))
 		return;
 	if (on == ON_HOOK && hook_copies > 1) {
 		if (!w.c && !where_at_hook(&w, on))
@@ -121,12 +121,12 @@ static __always_inline void hook(u64 sp, struct sk_buff *skb,
 	d = bpf_map_lookup_elem(&decisions, &key);
 	if (!d)
 		return;
-	d->first = j && !j->seq;
+	d->first = j ? !nonzero(j->seq) : 0;
 	d->flags = on == ON_REINJECT ? REC_F_REINJECTED : 0;
 	if (!j || j->flags & JOURNEY_TENTATIVE) {
 		match(skb, state, hook_of(state, on), d);
 		if (!j) {
-			if (d->match == MATCH_NO && !within) {
+			if (d->match == MATCH_NO && !within_frame(&w, sp)) {
 				if (!use_later || !use_detail)
 					let_pass(skb, get(state, net),
 						 hook_of(state, on),
@@ -526,18 +526,6 @@ int BPF_ENTRY(nat_icmp6, struct sk_buff *skb, struct nf_conn *ct, u32 ctinfo,
 
 /* ---- queues, net/netfilter/nfnetlink_queue.c ---- */
 
-#ifdef NFTRACE_KPROBE
-/*
- * Before the next one: clang says twice which line only_on() stands in, and what comes behind it in a
- * section has no lines for cilium/ebpf then.
- */
-SEC("kprobe/nfqnl_enqueue_packet")
-int BPF_KPROBE(queue_refused_call, struct nf_queue_entry *entry)
-{
-	return call_begins(CALL_QUEUE, (u64)entry, 0);
-}
-#endif
-
 /* Called by nf_queue, within the hook whose verdict it is. */
 SEC(ENTRY "nfqnl_enqueue_packet")
 int BPF_ENTRY(queue, struct nf_queue_entry *entry)
@@ -891,6 +879,12 @@ int BPF_KRETPROBE(defrag_ip6, int ret)
 	return call_ends(CALL_DEFRAG6, &a) ?
 		       defragmented((void *)a.a, ret, only_on(ON_DEFRAG6)) :
 		       0;
+}
+
+SEC("kprobe/nfqnl_enqueue_packet")
+int BPF_KPROBE(queue_refused_call, struct nf_queue_entry *entry)
+{
+	return call_begins(CALL_QUEUE, (u64)entry, 0);
 }
 
 SEC("kretprobe/nfqnl_enqueue_packet")

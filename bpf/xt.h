@@ -1103,6 +1103,7 @@ static __noinline int frame_end(struct where *w, u32 n, struct sk_buff *skb,
 /* The innermost frame of a stack: a stack grows downwards. */
 struct innermost {
 	u64 task;
+	u64 above;
 	u64 sp;
 	u32 first; /* of the frames to look through */
 	u32 n;	   /* 1 + the frame; 0: none */
@@ -1113,17 +1114,17 @@ static long look_at_frame(u32 i, struct innermost *s)
 	u32 n = s->first + i + 1;
 	struct frame *f = frame_at(n);
 
-	if (f && f->sp && f->task == s->task && f->sp < s->sp) {
+	if (f && f->sp > s->above && f->task == s->task && f->sp < s->sp) {
 		s->sp = f->sp;
 		s->n = n;
 	}
 	return 0;
 }
 
-/* 1 + the innermost frame of a task's stack, or of a CPU's softirqs'; 0: none. */
-__verified_once u32 top_of(u64 task, u32 cpu)
+/* 1 + the innermost frame above some place in a task's stack, or in a CPU's softirqs'; 0: none. */
+__verified_once u32 top_of(u64 task, u32 cpu, u64 above)
 {
-	struct innermost s = { .task = task, .sp = ~0ULL };
+	struct innermost s = { .task = task, .above = above, .sp = ~0ULL };
 	u32 *n;
 
 	s.first = cpu * FRAMES;
@@ -1140,10 +1141,17 @@ __verified_once u32 top_of(u64 task, u32 cpu)
 	return s.n;
 }
 
-/* The same of this stack. */
+/* The same of all of this stack. */
 static __always_inline u32 frame_top(struct where *w)
 {
-	return top_of(w->task, w->cpu);
+	return top_of(w->task, w->cpu, 0);
+}
+
+/* Whether the call that sp names is made within one of a followed packet. */
+static __always_inline bool within_frame(struct where *w, u64 sp)
+{
+	return w->c && open_frames &&
+	       top_of(w->task, w->cpu, number((void *)sp));
 }
 
 /*
@@ -1244,12 +1252,11 @@ static __always_inline void frames_pop(struct where *w, u64 sp)
 }
 
 /*
- * A packet is about to enter a hook, in the call that sp names: the one that it was in is over, and
- * so are those that returned meanwhile, and whoever had the CPU has it no more. Returns whether a
- * followed packet's call is under way within which this one is made.
+ * A packet is about to enter a hook: the one that it was in is over, and whoever had the
+ * CPU has it no more.
  */
-static __always_inline bool hook_next(struct where *w, u64 sp,
-				      struct sk_buff *skb, struct journey *j)
+static __always_inline void hook_next(struct where *w, struct sk_buff *skb,
+				      struct journey *j)
 {
 	u32 n = j ? j->frame : 0;
 
@@ -1258,9 +1265,6 @@ static __always_inline bool hook_next(struct where *w, u64 sp,
 	frame_stop(w);
 	if (n)
 		frame_end(w, n, skb, j);
-	if (open_frames)
-		frames_pop(w, sp);
-	return open_frames && frame_top(w);
 }
 
 struct find_tables {
@@ -1517,6 +1521,8 @@ frame_open(struct where *w, u64 sp, struct sk_buff *skb,
 	struct frame *f;
 	u64 task;
 
+	if (open_frames)
+		frames_pop(w, sp);
 	s.cpu = w->cpu;
 	s.next = w->c->next++;
 	/* The first one mostly is. */
@@ -1632,10 +1638,9 @@ static __always_inline void frame_queue(struct sk_buff *skb, struct journey *j,
  */
 static __always_inline void left_queue(struct journey *j)
 {
-	if (j->queued) {
-		j->queued = 0;
-		j->seq++; /* a hole in the path */
-	}
+	/* A hole in the path. No branch, whose ways the verifier would follow. */
+	j->seq += nonzero(j->queued);
+	j->queued = 0;
 }
 
 /* It was not put there, and may go on: so does its frame, if no other has taken its place. */

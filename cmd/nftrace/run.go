@@ -110,7 +110,7 @@ func traceAll(ctx context.Context, c *config, say *speaker, stdin io.Reader, std
 	if err != nil {
 		return err
 	}
-	opts := trace.Options{MaxRules: maxRules(sys), SourceLines: c.verbose, Backend: c.backend}
+	opts := trace.Options{MaxRules: maxRules(sys), Backend: c.backend}
 	if c.expr != nil {
 		opts.Filter = c.expr.Instructions()
 	}

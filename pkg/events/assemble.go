@@ -83,6 +83,7 @@ type draft struct {
 	// suspicion, and not all of them are wanted.
 	matched bool
 	hooked  bool   // a hook's record came
+	unnamed bool   // a hook's bridge port has no name yet
 	skipped uint64 // as Stats has it
 	endedAt time.Duration
 	lastAt  time.Duration // when the newest record came
@@ -255,14 +256,14 @@ func (a *Assembler) finish(d *draft) {
 	a.stats.Packets++
 	a.stats.Lost += d.j.Lost
 	a.stats.Skipped += d.skipped
-	for i := range d.j.Steps {
-		p := d.j.Steps[i].Place
-		if d.named != a.named {
-			// Of a bridge port only the index is recorded; its name may have come later.
+	if d.named != a.named || d.unnamed {
+		// Of a bridge port only the index is recorded; its name may have come later.
+		for i := range d.j.Steps {
+			p := d.j.Steps[i].Place
 			a.name(p)
-		}
-		if p.PhysIn.Index != 0 && p.PhysIn.Name == "" && a.PortName != nil {
-			a.askName(p)
+			if p.unnamed() && a.PortName != nil {
+				a.askName(p)
+			}
 		}
 	}
 	d.j.Conclude()
@@ -523,6 +524,7 @@ func (a *Assembler) hook(d *draft, h *bpf.NftraceRecHdr, raw []byte) error {
 		d.see(&p.Before)
 	}
 	a.name(&pattern.place)
+	d.unnamed = d.unnamed || pattern.place.unnamed()
 	c.open, c.natted, c.ended, c.pattern, c.part = true, false, false, pattern, nil
 	c.time, c.cpu = ns(h.Ts), int(h.Cpu)
 	c.nftVerdict, c.nftSeen, c.flow = NFAccept, nil, -1

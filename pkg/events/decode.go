@@ -180,6 +180,9 @@ func (a *Assembler) name(p *Place) {
 	}
 }
 
+// unnamed tells whether the name of a bridge port is not known.
+func (p *Place) unnamed() bool { return p.PhysIn.Index != 0 && p.PhysIn.Name == "" }
+
 // askName gives a bridge port that no record names the name that it has now.
 func (a *Assembler) askName(p *Place) {
 	key := ifaceKey{p.Netns, p.PhysIn.Index}

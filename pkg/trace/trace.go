@@ -58,9 +58,6 @@ type Options struct {
 	// MaxRules is the number of rules, policies included, for which room is made in
 	// all tables of a namespace and family together; 0 means 1,024.
 	MaxRules int
-	// SourceLines keeps the lines of source that the verifier's log quotes; loading the
-	// probes takes longer.
-	SourceLines bool
 	// BufferBytes is the size of the ring buffer, a power of two and a multiple
 	// of the page size; 0 means 8 MiB.
 	BufferBytes int
@@ -285,10 +282,8 @@ func configure(spec *ebpf.CollectionSpec, o Options) error {
 			return fmt.Errorf("set %s: %w", name, err)
 		}
 	}
-	if !o.SourceLines {
-		for _, p := range spec.Programs {
-			dropLines(p.Instructions)
-		}
+	for _, p := range spec.Programs {
+		nameFunctions(p.Instructions)
 	}
 	if tasksPreempt() && !kprobe {
 		for _, name := range []string{bpf.NftraceProgHookEnter, bpf.NftraceProgNftTrace, bpf.NftraceProgReinject} {
@@ -309,12 +304,12 @@ func configure(spec *ebpf.CollectionSpec, o Options) error {
 	return nil
 }
 
-// dropLines drops the lines of source but for the first of each function, which the kernel
-// wants if there are any.
-func dropLines(insns asm.Instructions) {
+// nameFunctions gives each function a line of source, its name: what CO-RE poisons gets one, and
+// the kernel wants one at the beginning of each function if there are any.
+func nameFunctions(insns asm.Instructions) {
 	for i := range insns {
-		if ins := &insns[i]; ins.Metadata != (asm.Metadata{}) && btf.FuncMetadata(ins) == nil {
-			*ins = ins.WithSource(nil)
+		if f := btf.FuncMetadata(&insns[i]); f != nil {
+			insns[i] = insns[i].WithSource(asm.Comment(f.Name))
 		}
 	}
 }
