@@ -1697,7 +1697,7 @@ static __always_inline void frame_again(struct sk_buff *skb, struct journey *j)
 
 /*
  * Whether another copy of the probe was here for this call, and nothing was
- * evaluated since.
+ * evaluated since. Else it is a call before it, of a packet whose end was not seen.
  */
 static __always_inline bool same_call(u64 sp, struct nf_hook_state *state,
 				      struct journey *j)
@@ -1705,7 +1705,7 @@ static __always_inline bool same_call(u64 sp, struct nf_hook_state *state,
 	struct frame *f = frame_of(j);
 
 	return f && f->sp == sp && f->rec.place.hook == get(state, hook) &&
-	       f->rec.place.pf == get(state, pf) &&
+	       f->rec.place.pf == get(state, pf) && !f->split && !f->rec.runs &&
 	       f->recseq == recseq_again(this_cpu());
 }
 

@@ -486,7 +486,8 @@ func (a *Assembler) hook(d *draft, h *bpf.NftraceRecHdr, raw []byte) error {
 	if err != nil {
 		return err
 	}
-	split := h.Flags&uint32(bpf.NftraceRecFlagREC_F_SPLIT) != 0
+	// NAT does not run behind it: that would be another packet's, where the end of one was not seen.
+	split := h.Flags&uint32(bpf.NftraceRecFlagREC_F_SPLIT) != 0 && !pattern.nat
 	behind := split && c.open && c.natted && !d.gap
 	// It may be gone before anybody could look at it behind the rewrite.
 	hasBefore = hasBefore && (!split || r.Before.Cap > 0)

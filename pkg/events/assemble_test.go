@@ -488,6 +488,9 @@ func TestLostNAT(t *testing.T) {
 	s.seq++
 	s.split = true
 	s.filter(HookLocalOut)
+	// Another packet's, at the same address, within the call of one whose end was not seen.
+	s.split = true
+	s.part(part{hook: HookLocalOut, tables: []string{"filter", "nat"}, runs: -1, hits: []bpf.NftraceHit{hit(0, 4, 1), hit(1, 1, 1)}})
 	s.xmit()
 	s.end(0)
 	j := s.journey()
@@ -497,7 +500,7 @@ func TestLostNAT(t *testing.T) {
 			got = append(got, run.Part.AfterNAT)
 		}
 	}
-	if want := []bool{false, true}; !slices.Equal(got, want) || j.Lost != 1 {
+	if want := []bool{false, true, false, false}; !slices.Equal(got, want) || j.Lost != 1 {
 		t.Errorf("behind NAT: %v, want %v; lost %d", got, want, j.Lost)
 	}
 }

@@ -37,6 +37,7 @@ type Pattern struct {
 	listed     []listed // in the order in which the kernel runs them
 	ran        []int    // those of listed that certainly ran, or may have
 	unresolved string   // why nothing can be told of any table, but for nat
+	nat        bool     // rules of nat are among the hits
 	runs       int      // of tables, as the kernel counted them; -1: it could not
 	unseen     bool     // what became of the packet is known only if REC_AFTER comes
 	told       bool     // OnRun was told of its runs
@@ -176,6 +177,7 @@ func (a *Assembler) list(p *Pattern, r *bpf.NftraceRecHook, hits []bpf.NftraceHi
 	p.unresolved = unresolved(p.flags)
 	p.unseen = p.flags&uint32(bpf.NftraceRecFlagREC_F_UNSEEN) != 0
 	for i := range p.listed {
+		p.nat = p.nat || p.unresolved == "" && p.listed[i].name == "nat" && len(p.listed[i].hits) > 0
 		if l := &p.listed[i]; len(l.hits) > 0 || p.unresolved != "" && l.name != "nat" {
 			p.ran = append(p.ran, i)
 		}
