@@ -259,7 +259,7 @@ static __always_inline int ebt_leave(u64 sp, u64 table, struct sk_buff *skb,
 		return 0;
 	f = frame_of(j);
 	w = ebt_work();
-	/* Not in nf_hook_slow, nor at the bridge's PREROUTING: behind NFQUEUE. */
+	/* The hook's probe was skipped, or it is behind a queue of another kind than NFQUEUE's. */
 	if (!w || !f)
 		return 0;
 	c = &w->call;

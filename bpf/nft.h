@@ -129,7 +129,7 @@ static __always_inline int nft_did(struct sk_buff *skb,
 	if (!nft_stats[0])
 		find_nft_stats();
 	f = frame_of(j);
-	/* Neither in nf_hook_slow nor at the bridge's PREROUTING: behind NFQUEUE. */
+	/* The hook's probe was skipped, or it is behind a queue of another kind than NFQUEUE's. */
 	if (!f)
 		return 0;
 	if (tasks_preempt && !chain) {

@@ -218,6 +218,29 @@ static __always_inline bool take_hook(u64 sp, u32 cpu, struct sk_buff *skb,
 	return false;
 }
 
+/* hook(), and no other task on this CPU meanwhile. */
+static __always_inline void hook_alone(u64 sp, struct sk_buff *skb,
+				       struct nf_hook_state *state,
+				       const enum on on)
+{
+	u32 cpu;
+
+	if (tasks_preempt && has_preempt_disable)
+		bpf_preempt_disable();
+	if (shares_hook && !in_softirq(this_cpu())) {
+		cpu = bpf_get_smp_processor_id();
+		if (!take_hook(sp, cpu, skb, state))
+			return;
+	}
+	hook(sp, skb, state, on);
+	if (shares_hook && !in_softirq(this_cpu())) {
+		cpu = bpf_get_smp_processor_id();
+		bpf_map_delete_elem(&hook_taken, &cpu);
+	}
+	if (tasks_preempt && has_preempt_disable)
+		bpf_preempt_enable();
+}
+
 /*
  * net/netfilter/core.c:nf_hook_slow: every packet at every hook passes here.
  *
@@ -229,25 +252,10 @@ static __always_inline bool take_hook(u64 sp, u32 cpu, struct sk_buff *skb,
 SEC(ENTRY "nf_hook_slow")
 int BPF_ENTRY(hook_enter, struct sk_buff *skb, struct nf_hook_state *state)
 {
-	u32 cpu;
-
 	without_private_stack(ctx);
 	if (hook_copies == 1 && !live && passes(skb, state))
 		return 0;
-	if (tasks_preempt && has_preempt_disable)
-		bpf_preempt_disable();
-	if (shares_hook && !in_softirq(this_cpu())) {
-		cpu = bpf_get_smp_processor_id();
-		if (!take_hook(sp_of(ctx), cpu, skb, state))
-			return 0;
-	}
-	hook(sp_of(ctx), skb, state, ON_HOOK);
-	if (shares_hook && !in_softirq(this_cpu())) {
-		cpu = bpf_get_smp_processor_id();
-		bpf_map_delete_elem(&hook_taken, &cpu);
-	}
-	if (tasks_preempt && has_preempt_disable)
-		bpf_preempt_enable();
+	hook_alone(sp_of(ctx), skb, state, ON_HOOK);
 	return 0;
 }
 
@@ -289,12 +297,14 @@ int BPF_ENTRY(skb_release, struct sk_buff *skb)
 	struct rec_hdr h;
 	u64 now;
 
-	if (!j || met_no_hook(skb, j))
+	if (!j)
 		return 0;
 	if (j->flags & JOURNEY_MORPH) {
 		j->flags &= ~JOURNEY_MORPH;
 		return 0;
 	}
+	if (met_no_hook(skb, j))
+		return 0;
 	now = hook_over(NULL, j, only_on(ON_RELEASE));
 	rec_begin(&h, REC_END, j, NULL, now, bpf_get_smp_processor_id());
 	journey_forget(skb, j);
@@ -419,8 +429,8 @@ int BPF_ENTRY(br_forward, struct net_bridge_port *to, struct sk_buff *skb)
 
 /*
  * net/bridge/br_input.c:br_handle_frame_finish: what came in by a port of a bridge. Of what the host
- * takes from there, IP's hooks know the bridge alone, unless br_netfilter leads it through them. Attached
- * where interfaces are asked for.
+ * takes from there, IP's hooks know the bridge alone. Attached where interfaces are asked for. What
+ * br_netfilter has led through IP's PREROUTING is followed from there, or from the bridge's INPUT on.
  */
 SEC(ENTRY "br_handle_frame_finish")
 int BPF_ENTRY(port_in, struct net *net, struct sock *sk, struct sk_buff *skb)
@@ -430,17 +440,12 @@ int BPF_ENTRY(port_in, struct net *net, struct sock *sk, struct sk_buff *skb)
 	struct decision d = { .match = MATCH_YES };
 	struct where w;
 
-	if (!may_match_iface(dev) || (!j && !tracing) ||
-	    (j && !(j->flags & JOURNEY_TENTATIVE)))
+	if (!may_match_iface(dev) || !match_dev(skb, dev))
 		return 0;
-	if (!match_dev(skb, dev)) {
-		if (j || !use_later || !match_iface(net, dev))
-			return 0;
-		d.match = MATCH_MAYBE;
-	}
 	if (j)
 		j->flags &= ~JOURNEY_TENTATIVE;
-	else if (where_am_i(&w, only_on(ON_PORT)))
+	else if (tracing && !from_br_netfilter(skb) &&
+		 where_am_i(&w, only_on(ON_PORT)))
 		journey_begin(&w, skb, &d);
 	return 0;
 }
@@ -580,11 +585,7 @@ int BPF_ENTRY(reinject, struct nf_queue_entry *entry, u32 verdict)
 		refused(skb);
 		return 0;
 	}
-	if (tasks_preempt && has_preempt_disable)
-		bpf_preempt_disable();
-	hook(sp_of(ctx), skb, &entry->state, only_on(ON_REINJECT));
-	if (tasks_preempt && has_preempt_disable)
-		bpf_preempt_enable();
+	hook_alone(sp_of(ctx), skb, &entry->state, only_on(ON_REINJECT));
 	return 0;
 }
 

@@ -1058,6 +1058,15 @@ static __always_inline void frame_send(struct where *w, u32 n,
 		frame_send_of(w, f, j, skb);
 }
 
+/* Whether there is anything to tell of a frame since a queue refused its packet. */
+static __always_inline bool frame_went_on(const struct frame *f)
+{
+	const u32 causes = ~(REC_F_NOTABLE | REC_F_REINJECTED);
+
+	return f->nft || f->rec.runs || f->rec.nhits ||
+	       f->rec.hdr.flags & causes;
+}
+
 /*
  * Ends a frame that does not have the CPU; skb, if not NULL, is still its packet, and j
  * its journey, if that is at hand.
@@ -1090,7 +1099,7 @@ static __noinline int frame_end(struct where *w, u32 n, struct sk_buff *skb,
 	}
 	if (j && j->id == f->jid) {
 		j->frame = 0;
-		if (!f->refused || f->nft || f->rec.runs || f->rec.nhits)
+		if (!f->refused || frame_went_on(f))
 			frame_send(w, n, j, skb);
 	}
 	if (f->task)
@@ -1706,7 +1715,7 @@ static __always_inline bool same_call(u64 sp, struct nf_hook_state *state,
 
 	return f && f->sp == sp && f->rec.place.hook == get(state, hook) &&
 	       f->rec.place.pf == get(state, pf) && !f->split && !f->rec.runs &&
-	       f->recseq == recseq_again(this_cpu());
+	       !f->nft && f->recseq == recseq_again(this_cpu());
 }
 
 #endif

@@ -119,6 +119,8 @@ type call struct {
 	// no REC_AFTER comes its ctinfo is still 0, which is IP_CT_ESTABLISHED of an entry (same_data in
 	// bpf/packet.h).
 	established bool
+	// floor is the highest rank of those tables that ran at the same hook before a queue; -1: none.
+	floor int
 }
 
 // NewAssembler returns an empty Assembler.
@@ -512,11 +514,20 @@ func (a *Assembler) hook(d *draft, h *bpf.NftraceRecHdr, raw []byte) error {
 		d.j.Start = ns(r.EntryTs)
 		if h.Flags&uint32(bpf.NftraceRecFlagREC_F_LATE) != 0 {
 			d.j.HalfSeen = "followed from " + HookName(r.Place.Pf, r.Place.Hook) + " on: the filter did not match before"
+			if pattern.place.Reinjected {
+				d.j.HalfSeen = "followed from " + HookName(r.Place.Pf, r.Place.Hook) + " on, where it came out of a queue: a piece of a packet, or one that the filter did not match before"
+			}
 		}
 	}
 
 	if !behind {
+		again := c.open && samePlace(&c.pattern.place, &pattern.place)
 		a.endCall(d, NFAccept)
+		if again {
+			c.floor = c.ranUpTo()
+		} else {
+			c.floor = -1
+		}
 	} else if hasBefore {
 		d.tracked(&p.Before)
 		a.nat(d, &p.Before)
@@ -661,10 +672,34 @@ func rank(table string, early bool) uint8 {
 	return 5
 }
 
+// ranUpTo is the highest rank of those tables that certainly ran in a call; -1: none did.
+func (c *call) ranUpTo() int {
+	up := c.floor
+	if c.part != nil && c.part.AfterNAT {
+		up = max(up, int(rank("nat", rewritesDst(c.pattern.place.Hook))))
+	}
+	for i := range c.pattern.listed {
+		if l := &c.pattern.listed[i]; len(l.hits) > 0 && c.pattern.unresolved == "" {
+			up = max(up, int(l.rank))
+		}
+	}
+	return up
+}
+
+// samePlace tells whether a call goes on with what is left of the one before it, behind a queue that
+// took the packet or refused it.
+func samePlace(p, q *Place) bool {
+	return p.Hook == q.Hook && p.PF == q.PF && p.Netns == q.Netns && p.In == q.In && p.Out == q.Out
+}
+
 // mayRun tells whether a table can run in the last part: those up to nat do before NAT, the
-// others behind it.
+// others behind it; and none again that ran before a queue, but for one that is to be repeated.
 func (c *call) mayRun(table string) bool {
 	early := rewritesDst(c.pattern.place.Hook)
+	switch n := int(rank(table, early)); {
+	case n < c.floor, n == c.floor && !c.pattern.place.Reinjected:
+		return false
+	}
 	if rank(table, early) <= rank("nat", early) {
 		return !c.part.AfterNAT
 	}

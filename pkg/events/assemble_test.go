@@ -525,6 +525,25 @@ func TestReinjected(t *testing.T) {
 	}
 }
 
+// A match that drops the packet behind a queue that nobody reads is in a table behind the one that queued it.
+func TestDroppedBehindQueue(t *testing.T) {
+	tables := []string{"security", "filter", "mangle"}
+	s := newScript(t, NewAssembler(), 7)
+	s.part(part{hook: HookForward, tables: tables, runs: -1, hits: []bpf.NftraceHit{hit(2, 4, 1)}})
+	s.part(part{hook: HookForward, tables: tables, runs: 1})
+	s.drop()
+	j := s.journey()
+	var got []string
+	for i := range j.Steps {
+		if run := j.Steps[i].Table; run != nil {
+			got = append(got, run.Name)
+		}
+	}
+	if want := []string{"mangle", "filter"}; !slices.Equal(got, want) || j.Outcome.Step != 2 {
+		t.Errorf("tables %v, want %v; outcome %+v", got, want, j.Outcome)
+	}
+}
+
 func TestUnfinishedJourneysComeWithFlush(t *testing.T) {
 	a := NewAssembler()
 	s := newScript(t, a, 7)

@@ -74,7 +74,7 @@ type Step struct {
 	Out       *Device `json:"out"`
 	PhysIn    *Device `json:"phys_in"`
 	PhysOut   *Device `json:"phys_out"`
-	// Reinjected: of table, flowtable, hook and nat, what was left of the hook when a program that reads
+	// Reinjected: of table, flowtable and hook, in what was left of the hook when a program that reads
 	// NFQUEUE's queue sent the packet back.
 	Reinjected bool       `json:"reinjected"`
 	Verdict    string     `json:"verdict"`   // "ACCEPT", "DROP", "STOLEN", "QUEUE", "REPEAT"; "" but for table and hook, or unknown

@@ -929,7 +929,7 @@ func (t *tree) outcome() {
 		}
 		text += ", not seen again"
 	case events.OutFreed:
-		s, text = bad, "freed"+where+" without a verdict of a hook that nftrace saw (routing, a bridge, a missing neighbour …)"
+		s, text = bad, "freed"+where+" without a verdict of a hook that nftrace saw (routing, reassembly of fragments, a missing neighbour …)"
 	case events.OutUnknown, "":
 		why := "tracing ended before the packet did"
 		if t.j.Lost > 0 {
