@@ -263,8 +263,8 @@ enum skb_drop_reason { SKB_DROP_REASON_NETFILTER_DROP = 1 };
 #define NFPROTO_BRIDGE 7
 #define NFPROTO_IPV6   10
 
-#define NF_ACCEPT	1
 #define NF_DROP		0
+#define NF_ACCEPT	1
 #define NF_STOLEN	2
 #define NF_VERDICT_MASK 0xff
 

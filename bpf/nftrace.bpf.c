@@ -454,9 +454,7 @@ static __always_inline int deliver(struct sk_buff *skb, enum on on)
 {
 	struct journey *j = journey_of(skb);
 
-	if (!j)
-		return 0;
-	if (met_no_hook(skb, j))
+	if (!j || met_no_hook(skb, j))
 		return 0;
 	record_dev(skb, j, get(skb, dev), REC_DELIVER, on);
 	journey_forget(skb, j);

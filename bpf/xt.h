@@ -1200,20 +1200,19 @@ static __always_inline void frame_resume(struct where *w)
  * end was not seen (the copy that TEE sent waits for an answer of ARP), then what was counted since is
  * of either.
  */
-static __always_inline int frame_took(struct where *w, u32 n)
+static __always_inline void frame_took(struct where *w, u32 n)
 {
 	struct frame *f, *inner;
 
 	if (w->c->running == n || !w->c->running)
-		return 0;
+		return;
 	f = frame_at(n);
 	inner = frame_at(w->c->running);
 	if (!f || !inner || inner->task != f->task || f->task != w->task ||
 	    inner->sp >= f->sp || recseq_again(w->percpu) == inner->recseq)
-		return 0;
+		return;
 	f->rec.hdr.flags |= REC_F_TORN;
 	inner->rec.hdr.flags |= REC_F_TORN;
-	return 0;
 }
 
 /*

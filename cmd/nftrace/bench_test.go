@@ -18,7 +18,7 @@ func BenchmarkPacket(b *testing.B) {
 		format string
 		render render.Renderer
 	}{
-		{"trace", render.NewTrace()},
+		{"trace", render.NewTrace(render.TraceOptions{})},
 		{"tree", render.NewTree(render.TreeOptions{})},
 		{"json", render.NewJSON()},
 	} {
@@ -37,7 +37,7 @@ func BenchmarkPacket(b *testing.B) {
 // In the long run a packet's lines cost no memory.
 func TestPacketAllocates(t *testing.T) {
 	s, records := forwarded(t)
-	s.out.Renderer = render.NewTrace()
+	s.out.Renderer = render.NewTrace(render.TraceOptions{})
 	for range 3 {
 		another(t, s, records)
 	}

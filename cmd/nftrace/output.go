@@ -55,15 +55,18 @@ func openOutput(c *config, stdout io.Writer) (*output, error) {
 			o.pipe = int(f.Fd())
 		}
 	}
-	switch c.format {
-	case "trace":
-		o.Renderer = render.NewTrace()
-	case "json":
-		o.Renderer = render.NewJSON()
-	default:
-		o.Renderer = render.NewTree(render.TreeOptions{Color: o.file == nil && isTerminal(stdout) && os.Getenv("NO_COLOR") == ""})
-	}
 	return o, nil
+}
+
+// newRenderer is that of a format, for a terminal in colours; logsAE is as trace.Tracer has it.
+func newRenderer(format string, terminal, logsAE bool) render.Renderer {
+	switch format {
+	case "trace":
+		return render.NewTrace(render.TraceOptions{AE: logsAE})
+	case "json":
+		return render.NewJSON()
+	}
+	return render.NewTree(render.TreeOptions{Color: terminal && os.Getenv("NO_COLOR") == ""})
 }
 
 // begin empties the file, for there will be packets.

@@ -64,7 +64,7 @@ func (p *player) play(records [][]byte) string {
 }
 
 var formats = map[string]func() render.Renderer{
-	"trace": render.NewTrace,
+	"trace": func() render.Renderer { return render.NewTrace(render.TraceOptions{}) },
 	"tree":  func() render.Renderer { return render.NewTree(render.TreeOptions{}) },
 	"json":  render.NewJSON,
 }
@@ -183,7 +183,7 @@ func TestKnownParts(t *testing.T) {
 
 // What was not known is not kept.
 func TestKnownLater(t *testing.T) {
-	p := newPlayer(t, render.NewTrace)
+	p := newPlayer(t, formats["trace"])
 	table := tableOf(0xc000, 0, "filter") // nobody can ask for generation 0
 	records := hookOf(nil, "docker0", []bpf.NftraceHookTable{table}, bpf.NftraceRecTypeREC_XMIT,
 		bpf.NftraceHit{Packets: 1, Bytes: 84}, bpf.NftraceHit{Index: 1, Packets: 1, Bytes: 84})

@@ -79,10 +79,10 @@ func pathKey(b []byte, s *events.Step, plain bool) []byte {
 		// Neither has more than 32 bits: packets are sums of at most 512 numbers of 16.
 		b = binary.NativeEndian.AppendUint64(b, uint64(h.Index)<<32|h.Packets)
 	}
-	p := packetAt(s)
 	if !plain {
 		return append(b, 0)
 	}
+	p := packetAt(s)
 	if arp := arpOf(p); s.PF == events.PFARP && arp != nil {
 		b = append(append(b, 3), arp...)
 	} else if p.Family == events.PFIPv4 && len(p.Data) >= 20 {

@@ -19,7 +19,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/nftrace/nftrace/pkg/events"
-	"github.com/nftrace/nftrace/pkg/render"
 	"github.com/nftrace/nftrace/pkg/symbolize"
 	"github.com/nftrace/nftrace/pkg/trace"
 )
@@ -143,9 +142,7 @@ func traceAll(ctx context.Context, c *config, say *speaker, stdin io.Reader, std
 		}
 	}()
 	sys.BuiltIn = tracer.BuiltIn
-	if c.format == "trace" {
-		out.Renderer = render.NewTraceWith(render.TraceOptions{AE: tracer.LogsAE()})
-	}
+	out.Renderer = newRenderer(c.format, out.file == nil && isTerminal(stdout), tracer.LogsAE())
 	if err := out.begin(); err != nil {
 		out.abandon()
 		return err

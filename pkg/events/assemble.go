@@ -513,21 +513,21 @@ func (a *Assembler) hook(d *draft, h *bpf.NftraceRecHdr, raw []byte) error {
 		d.hooked = true
 		d.j.Start = ns(r.EntryTs)
 		if h.Flags&uint32(bpf.NftraceRecFlagREC_F_LATE) != 0 {
-			d.j.HalfSeen = "followed from " + HookName(r.Place.Pf, r.Place.Hook) + " on: the filter did not match before"
+			why := ": the filter did not match before"
 			if pattern.place.Reinjected {
-				d.j.HalfSeen = "followed from " + HookName(r.Place.Pf, r.Place.Hook) + " on, where it came out of a queue: a piece of a packet, or one that the filter did not match before"
+				why = ", where it came out of a queue: a piece of a packet, or one that the filter did not match before"
 			}
+			d.j.HalfSeen = "followed from " + HookName(r.Place.Pf, r.Place.Hook) + " on" + why
 		}
 	}
 
 	if !behind {
-		again := c.open && samePlace(&c.pattern.place, &pattern.place)
-		a.endCall(d, NFAccept)
-		if again {
-			c.floor = c.ranUpTo()
-		} else {
-			c.floor = -1
+		floor := -1
+		if c.open && samePlace(&c.pattern.place, &pattern.place) {
+			floor = c.ranUpTo()
 		}
+		a.endCall(d, NFAccept)
+		c.floor = floor
 	} else if hasBefore {
 		d.tracked(&p.Before)
 		a.nat(d, &p.Before)

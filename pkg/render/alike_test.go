@@ -98,7 +98,7 @@ func TestTraceAgain(t *testing.T) {
 		s.Table.Rules[0].TracePrefix = TracePrefix(&s, &s.Table.Rules[0])
 		return &events.Journey{Steps: []events.Step{s}}
 	}
-	r := NewTrace()
+	r := NewTrace(TraceOptions{})
 	print := func(place *events.Place, p events.Packet) string { return string(r.Append(nil, journey(place, p))) }
 	fresh := map[*events.Place][]string{}
 	for _, place := range places {

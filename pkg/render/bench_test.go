@@ -2,7 +2,7 @@ package render
 
 import "testing"
 
-func BenchmarkTrace(b *testing.B) { benchmark(b, NewTrace()) }
+func BenchmarkTrace(b *testing.B) { benchmark(b, NewTrace(TraceOptions{})) }
 
 func BenchmarkTree(b *testing.B) { benchmark(b, NewTree(TreeOptions{})) }
 

@@ -222,7 +222,7 @@ func TestRenderers(t *testing.T) {
 		sep   string // between packets
 	}{
 		"tree":  {func(w io.Writer, j *events.Journey) error { return Tree(w, j, TreeOptions{}) }, NewTree(TreeOptions{}), "\n"},
-		"trace": {Trace, NewTrace(), ""},
+		"trace": {Trace, NewTrace(TraceOptions{}), ""},
 		"json":  {JSON, NewJSON(), ""},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -54,7 +54,7 @@ func (t *linesPrinter) print(what string, part []events.Step) {
 
 // Lines that are printed again are those of the packet.
 func TestLinesOfPackets(t *testing.T) {
-	p := &linesPrinter{t, NewTrace()}
+	p := &linesPrinter{t, NewTrace(TraceOptions{})}
 	packets := similarPackets()
 	places := append(similarPlaces(), &events.Place{PF: events.PFIPv4, Hook: events.HookForward, In: events.Device{Index: 2, Name: "eth1"}})
 	rules := map[uint8][]events.Rule{} // the same at all places, if they are the same
@@ -124,7 +124,7 @@ func TestLinesOfRules(t *testing.T) {
 		changed(func(part []events.Step) { part[1].Table.Part = nil }),
 		changed(func(part []events.Step) { part[1].Place = similarPlaces()[2] }),
 	}
-	p := &linesPrinter{t, NewTrace()}
+	p := &linesPrinter{t, NewTrace(TraceOptions{})}
 	for _, x := range parts {
 		for _, y := range parts {
 			for _, part := range [][]events.Step{x, x, x, y, y, y, x} {

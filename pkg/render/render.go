@@ -14,18 +14,15 @@ type Renderer interface {
 	Append(b []byte, j *events.Journey) []byte
 }
 
-// NewTrace returns a Renderer that prints what [Trace] does.
-func NewTrace() Renderer { return NewTraceWith(TraceOptions{}) }
-
-// TraceOptions say whose lines are wanted. The zero value is for kernels before Linux 6.15.
+// TraceOptions say whose lines [NewTrace] prints. The zero value is for kernels before Linux 6.15.
 type TraceOptions struct {
 	// AE is set where the kernel knows the TCP flag of that name: it prints it then, and not
 	// among the reserved bits.
 	AE bool
 }
 
-// NewTraceWith is NewTrace for such a kernel.
-func NewTraceWith(opts TraceOptions) Renderer {
+// NewTrace returns a Renderer that prints what [Trace] does, for such a kernel.
+func NewTrace(opts TraceOptions) Renderer {
 	m := &logBuf{lines: new([1 << linesBits]lines), opts: opts}
 	return renderer(m.appendTrace)
 }

@@ -196,7 +196,7 @@ func TestTraceAE(t *testing.T) {
 	} {
 		p := pkt4(v4{id: 123, frag: 0x4000, ttl: 64, proto: 6, src: c2, dst: c1, l4: raw("0001 0002 ffffffff 00000001", tt.byte12, "90 0010 0000 0000")}.bytes())
 		j := &events.Journey{Steps: []events.Step{traceStep(events.PFIPv4, p)}}
-		r := NewTraceWith(TraceOptions{AE: tt.ae})
+		r := NewTrace(TraceOptions{AE: tt.ae})
 		for range 3 { // also where it prints what it has kept
 			if got := string(r.Append(nil, j)); !strings.HasSuffix(got, "WINDOW=16 "+tt.reserve+"\n") {
 				t.Errorf("%+v: got %q", tt, got)
