@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"runtime/debug"
 	"slices"
 	"strings"
@@ -341,6 +342,11 @@ func (s *session) prefetch() {
 // watchTables reads tables that are replaced, beside everything else, until the function that
 // it returns is called.
 func (s *session) watchTables(ctx context.Context) (stop func()) {
+	// Go's scheduler lets a collection of garbage have its only processor for up to 20 ms at a time,
+	// and a table may be gone by then. A second one is there for the reader.
+	if runtime.GOMAXPROCS(0) == 1 {
+		runtime.GOMAXPROCS(2)
+	}
 	// Tables are replaced while the last packets are read, too.
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	done := make(chan struct{})

@@ -260,6 +260,13 @@ func (n *Namespace) open() (int, error) {
 // returns. Programs that f starts are inside as well; goroutines that it
 // starts are not. It needs CAP_SYS_ADMIN unless the namespace is nftrace's own.
 func (n *Namespace) Do(f func() error) error {
+	// Not by another goroutine where none is needed: while garbage is collected it can have to wait
+	// for longer than the ruleset that it is to read is there.
+	if n.Own() {
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		return f()
+	}
 	done := make(chan error, 1)
 	go func() {
 		defer close(done)
@@ -292,10 +299,6 @@ func (n *Namespace) Do(f func() error) error {
 // unlocks it, unless the thread could not switch back: it then ends with the
 // goroutine.
 func (n *Namespace) doHere(f func() error) error {
-	if n.Own() {
-		defer runtime.UnlockOSThread()
-		return f()
-	}
 	home, err := unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		runtime.UnlockOSThread()

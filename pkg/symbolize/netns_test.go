@@ -413,6 +413,14 @@ func TestDo(t *testing.T) {
 	if err := ns.Do(func() error { runtime.Goexit(); return nil }); err == nil {
 		t.Error("no word of a goroutine that ended")
 	}
+	// In nftrace's own, no other goroutine is waited for.
+	own, ended := &Namespace{Inode: s.own, sys: s}, make(chan struct{})
+	go func() {
+		defer close(ended)
+		own.Do(func() error { runtime.Goexit(); return nil })
+		t.Error("another goroutine ended")
+	}()
+	<-ended
 	gone := &Namespace{Inode: 1, Path: "/nowhere", sys: s}
 	if err := gone.Do(func() error { t.Error("f ran"); return nil }); !errors.Is(err, ErrNoNamespace) {
 		t.Errorf("got %v", err)
