@@ -80,6 +80,33 @@ extern void *bpf_rdonly_cast(const void *obj, u32 btf_id) __ksym __weak;
 #define has_rdonly_cast	    false
 #endif
 
+/* skb->_nfct, which kernels without CONFIG_NF_CONNTRACK do not have. */
+static __always_inline u64 nfct_of(struct sk_buff *skb)
+{
+	return bpf_core_field_exists(skb->_nfct) ? get(skb, _nfct) : 0;
+}
+
+/*
+ * Of a packet in a bridge: whether br_netfilter leads it through the IP hooks, too. Without
+ * CONFIG_BRIDGE_NETFILTER another extension is the first.
+ */
+static __always_inline bool from_br_netfilter(struct sk_buff *skb)
+{
+	return bpf_core_enum_value_exists(enum skb_ext_id, SKB_EXT_BRIDGE_NF) &&
+	       (get(skb, active_extensions) & (1 << SKB_EXT_BRIDGE_NF));
+}
+
+/* Its struct nf_bridge_info (include/linux/skbuff.h:skb_ext_find), 0 if there is none. */
+static __always_inline u64 bridge_info(struct sk_buff *skb)
+{
+	struct skb_ext *ext;
+
+	if (!from_br_netfilter(skb))
+		return 0;
+	ext = get(skb, extensions);
+	return (u64)ext + ((u32)get(ext, offset[SKB_EXT_BRIDGE_NF]) << 3);
+}
+
 static __always_inline bool in_prerouting(struct nf_bridge_info *nb)
 {
 	if (has_rdonly_cast) {

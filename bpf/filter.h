@@ -73,12 +73,6 @@ static __always_inline bool is_local(struct sk_buff *skb)
 	return !get(skb, skb_iif);
 }
 
-/* Of a packet in a bridge: whether br_netfilter leads it through the IP hooks, too. */
-static __always_inline bool from_br_netfilter(struct sk_buff *skb)
-{
-	return get(skb, active_extensions) & (1 << SKB_EXT_BRIDGE_NF);
-}
-
 /* The family of the IP hooks for a packet; 0: neither IPv4 nor IPv6. */
 static __always_inline u8 ip_family(struct sk_buff *skb)
 {
@@ -113,12 +107,9 @@ static __always_inline bool first_hook_in_use(struct net *net, u8 pf, bool sent)
  */
 static __always_inline bool came_up_bridge(struct sk_buff *skb)
 {
-	struct skb_ext *ext;
+	u64 nb = bridge_info(skb);
 
-	if (!(get(skb, active_extensions) & (1 << SKB_EXT_BRIDGE_NF)))
-		return false;
-	ext = get(skb, extensions);
-	return !in_prerouting((void *)ext + ((u32)get(ext, offset[0]) << 3));
+	return nb && !in_prerouting((void *)nb);
 }
 
 /*

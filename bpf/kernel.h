@@ -258,6 +258,8 @@ struct rtnl_link_stats64 {
 
 enum skb_drop_reason { SKB_DROP_REASON_NETFILTER_DROP = 1 };
 
+enum skb_ext_id { SKB_EXT_BRIDGE_NF };
+
 #define NFPROTO_IPV4   2
 #define NFPROTO_ARP    3
 #define NFPROTO_BRIDGE 7
@@ -294,8 +296,6 @@ enum skb_drop_reason { SKB_DROP_REASON_NETFILTER_DROP = 1 };
 #define ETH_P_ARP  0x0806
 #define ETH_P_RARP 0x8035
 #define ETH_P_IPV6 0x86dd
-
-#define SKB_EXT_BRIDGE_NF 0
 
 #define TCP_TIME_WAIT	 6
 #define TCP_NEW_SYN_RECV 12

@@ -173,7 +173,7 @@ static __always_inline int nft_did(struct sk_buff *skb,
 	f->nft_cursor = cursor;
 	/* A packet that was stolen is somebody else's by now. */
 	if (code != NF_STOLEN) {
-		u64 nfct = get(skb, _nfct);
+		u64 nfct = nfct_of(skb);
 
 		r.ctinfo = nfct & 7;
 		r.flags = nfct ? PKT_F_CT : 0;

@@ -28,20 +28,20 @@ static __always_inline void read_dev(struct dev *d, struct net_device *dev)
 static __always_inline void read_place(struct place *p, struct sk_buff *skb,
 				       struct nf_hook_state *state)
 {
+	u64 nb = bridge_info(skb);
+
 	p->hook = get(state, hook);
 	p->pf = get(state, pf);
 	read_dev(&p->in, get(state, in));
 	read_dev(&p->out, get(state, out));
 	p->physin = 0;
 	p->physout.ifindex = 0;
-	if (get(skb, active_extensions) & (1 << SKB_EXT_BRIDGE_NF)) {
-		struct skb_ext *ext = get(skb, extensions);
+	if (nb) {
 		struct net_device *dev;
-		u64 at = (u64)ext + ((u32)get(ext, offset[0]) << 3);
 
-		p->physin = physin_of(at);
+		p->physin = physin_of(nb);
 		dev = (void *)read_u64(
-			at + bpf_core_field_offset(struct nf_bridge_info,
+			nb + bpf_core_field_offset(struct nf_bridge_info,
 						   physoutdev));
 		if (dev) {
 			p->physout.ifindex = BPF_CORE_READ(dev, ifindex);
@@ -175,7 +175,7 @@ static __always_inline void read_data(struct pkt *p, struct sk_buff *skb,
 	/* From the network header on, wherever skb->data is. */
 	p->len = get(skb, len) + off - nh;
 	p->mark = get(skb, mark);
-	p->ctinfo = get(skb, _nfct) & 7;
+	p->ctinfo = nfct_of(skb) & 7;
 	/* The linear part, from the network header on. */
 	lin = lin > nh ? lin - nh : 0;
 	if (lin > PKT_DATA)
@@ -192,7 +192,7 @@ static __always_inline void read_all(struct pkt *p, struct sk_buff *skb,
 	u64 head = number(get(skb, head));
 
 	read_data(p, skb, head, nh);
-	read_ct(p, get(skb, _nfct));
+	read_ct(p, nfct_of(skb));
 	p->ethertype = protocol_of(skb);
 	p->vlan = vlan_of(skb);
 	read_owner(p, skb, net);

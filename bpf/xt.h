@@ -979,8 +979,7 @@ static __always_inline int send_frame(u64 now, u32 on, struct frame *f,
 	if (!skb)
 		rec->hdr.flags |= REC_F_UNSEEN;
 	else
-		rec->hdr.flags |=
-			nonzero(get(skb, _nfct) & ~7UL) * REC_F_TRACKED;
+		rec->hdr.flags |= nonzero(nfct_of(skb) & ~7UL) * REC_F_TRACKED;
 	rec->hdr.netns = netns;
 	if (f->split) {
 		rec->hdr.flags |= REC_F_SPLIT;
@@ -1017,7 +1016,7 @@ static __always_inline int send_frame(u64 now, u32 on, struct frame *f,
 	read_data(&after->pkt, skb, number(get(skb, head)),
 		  get(skb, network_header));
 	if (same_data(&after->pkt, f->nft_changed ? &f->nft_pkt : &rec->before,
-		      get(skb, _nfct)))
+		      nfct_of(skb)))
 		return 0;
 	rec_begin(&after->hdr, REC_AFTER, j, NULL, now,
 		  bpf_get_smp_processor_id());
@@ -1574,7 +1573,8 @@ frame_open(struct where *w, u64 sp, struct sk_buff *skb,
 		read_pkt(&f->rec.before, skb, net);
 	f->nft = 0;
 	f->nft_changed = 0;
-	f->nft_cursor = get(net, nft.gencursor);
+	if (bpf_core_field_exists(net->nft.gencursor))
+		f->nft_cursor = get(net, nft.gencursor);
 	f->nft_base = 0;
 	f->nft_basechain = 0;
 	f->flowtable = 0;

@@ -1,6 +1,8 @@
 package e2e
 
 import (
+	"os"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -8,6 +10,38 @@ import (
 
 	"github.com/nftrace/nftrace/testenv/topo"
 )
+
+// TestFewerTypes: kernels are built without what Debian's have. It is seen by the types alone, and
+// with it what nftrace reads of packets there is another place, or none. No module is loaded by it.
+func TestFewerTypes(t *testing.T) {
+	needNftrace(t)
+	const at = "/sys/kernel/btf/vmlinux"
+	types := read(t, at)
+	for _, name := range []string{
+		"_nfct", "nf_conn", // CONFIG_NF_CONNTRACK
+		"SKB_EXT_BRIDGE_NF", "nf_bridge_info", // CONFIG_BRIDGE_NETFILTER
+		"active_extensions", // CONFIG_SKB_EXTENSIONS
+		"gencursor",         // CONFIG_NF_TABLES
+	} {
+		name, other := "\x00"+name+"\x00", "\x00"+name[:len(name)-1]+"~\x00"
+		if strings.Count(types, name) != 1 {
+			t.Fatalf("%q is in the kernel's types %d times, want once", name, strings.Count(types, name))
+		}
+		types = strings.Replace(types, name, other, 1)
+	}
+	fewer := filepath.Join(t.TempDir(), "vmlinux")
+	if err := os.WriteFile(fewer, []byte(types), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	sh(t, "mount --bind "+fewer+" "+at)
+	t.Cleanup(func() { sh(t, "umount "+at) })
+	up(t, "lo")
+	// ip netns exec would mount a /sys of its own.
+	p := spawn(t, "", nil, "nsenter", "--net=/run/netns/h", "nftrace", "icmp", "--", "ping", "-q", "-c", "3", "-i", "0.01", "127.0.0.1")
+	if n := p.summary(); n != 6 {
+		t.Errorf("%d packets, want 6", n)
+	}
+}
 
 // TestIPTablesComesLater must be the first test of a boot that uses iptables, ebtables, arptables or
 // nft, and is: go runs tests in the order of their files.
