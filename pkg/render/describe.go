@@ -238,6 +238,17 @@ func protoName(proto int) string {
 	return "protocol " + strconv.Itoa(proto)
 }
 
+// fragment says which fragment the packet is; "" if it is whole.
+func (h *head) fragment() string {
+	switch {
+	case !h.frag:
+		return ""
+	case h.fragOff == 0:
+		return "first fragment"
+	}
+	return "fragment at offset " + strconv.Itoa(h.fragOff)
+}
+
 func (h *head) describe(inner bool) string {
 	var b strings.Builder
 	b.WriteString(protoName(h.proto))
@@ -247,12 +258,8 @@ func (h *head) describe(inner bool) string {
 	} else {
 		b.WriteString(h.src.String() + " → " + h.dst.String())
 	}
-	if h.frag {
-		if h.fragOff == 0 {
-			b.WriteString(" first fragment")
-		} else {
-			b.WriteString(" fragment at offset " + strconv.Itoa(h.fragOff))
-		}
+	if f := h.fragment(); f != "" {
+		b.WriteString(" " + f)
 	}
 	if inner {
 		return b.String()

@@ -2,6 +2,7 @@ package render
 
 import (
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -520,6 +521,18 @@ func journeys() map[string]*events.Journey {
 			b.at(br, fwd, vethc2, vxlan0).hook(events.NFAccept).xmit(vxlan0)
 			b.pkt = pkt4(v4{id: 2, ttl: 64, proto: 17, src: c2, dst: c1, l4: udp53}.bytes())
 			return b.at(ip, out, events.Device{}, eth0).ct("NEW", false).policy("filter", 1).xmit(eth0).sent(eth0)
+		}(),
+		// Cut up where it was sent, and put together where it arrived.
+		"fragmented": func() *events.Journey {
+			whole := v4{id: 2, ttl: 64, proto: 17, src: c2, dst: c1, l4: append(slices.Clone(udp53), make([]byte, 2000)...)}
+			b := journey(pkt4(whole.bytes()))
+			b.at(ip, post, events.Device{}, eth0).policy("mangle", 1).hook(events.NFAccept).xmit(eth0)
+			first := whole
+			first.frag, first.l4 = 0x2000, whole.l4[:1480]
+			b.pkt = pkt4(first.bytes())
+			b.at(ip, pre, eth0).policy("raw", 1).hook(events.NFAccept)
+			b.pkt = pkt4(whole.bytes())
+			return b.at(ip, in, eth0).policy("filter", 1).hook(events.NFAccept).deliver().delivered()
 		}(),
 		"empty": {},
 	}

@@ -166,8 +166,10 @@ type tree struct {
 	visit     visit
 	tunnels   []int // see tunnelled
 
-	ttl  int
-	mark uint32
+	// The packet as it was told of last.
+	ttl      int
+	mark     uint32
+	fragment string // see head.fragment
 }
 
 // visit is what is known of a packet's stay in one namespace, as what it is there: in a tunnel it
@@ -260,7 +262,7 @@ func (t *tree) build() {
 func (t *tree) heading() {
 	p := &t.j.First
 	h := parseHead(p)
-	t.ttl, t.mark = h.ttl, p.Mark
+	t.ttl, t.mark, t.fragment = h.ttl, p.Mark, h.fragment()
 
 	var b strings.Builder
 	b.WriteString(Describe(p))
@@ -408,9 +410,10 @@ func (t *tree) tunnel(i int) {
 	_, p, tuple := layerAt(&t.j.Steps[i])
 	text := ""
 	if p != nil {
-		text, t.ttl = fmt.Sprintf("%s, %d bytes", Describe(p), p.Len), parseHead(p).ttl
+		h := parseHead(p)
+		text, t.ttl, t.fragment = fmt.Sprintf("%s, %d bytes", Describe(p), p.Len), h.ttl, h.fragment()
 	} else {
-		text, t.ttl = protoName(int(tuple.Proto))+" "+endpoints(*tuple), -1
+		text, t.ttl, t.fragment = protoName(int(tuple.Proto))+" "+endpoints(*tuple), -1, ""
 	}
 	t.add(2, hookLine, "now "+text)
 	t.visit = t.newVisit(i)
@@ -474,11 +477,19 @@ func (t *tree) enter(p place, pkt *events.Packet) {
 	t.open, t.at, t.hasTable, t.hasNAT = true, p, false, false
 	title := hookTitle(p)
 	if pkt != nil && pkt.Data != nil {
-		if h := parseHead(pkt); h.ttl >= 0 && h.ttl != t.ttl {
+		h := parseHead(pkt)
+		if h.ttl >= 0 && h.ttl != t.ttl {
 			if t.ttl >= 0 {
 				title += fmt.Sprintf("  %s %d → %d", ttlName(pkt), t.ttl, h.ttl)
 			}
 			t.ttl = h.ttl
+		}
+		if f := h.fragment(); h.ip && f != t.fragment {
+			t.fragment = f
+			if f == "" {
+				f = "whole"
+			}
+			title += fmt.Sprintf("  now %s, %d bytes", f, pkt.Len)
 		}
 		if pkt.Mark != t.mark {
 			title += fmt.Sprintf("  mark 0x%x → 0x%x", t.mark, pkt.Mark)
@@ -929,7 +940,7 @@ func (t *tree) outcome() {
 		}
 		text += ", not seen again"
 	case events.OutFreed:
-		s, text = bad, "freed"+where+" without a verdict of a hook that nftrace saw (routing, reassembly of fragments, a missing neighbour …)"
+		s, text = bad, "freed"+where+" without a verdict of a hook that nftrace saw (routing, fragmentation or reassembly, a missing neighbour …)"
 	case events.OutUnknown, "":
 		why := "tracing ended before the packet did"
 		if t.j.Lost > 0 {
