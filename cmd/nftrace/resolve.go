@@ -80,6 +80,9 @@ func (r *resolver) journey(j *events.Journey) {
 		}
 		s.NetnsName = name
 		i++
+		if s.SentOn() {
+			r.unresolved++
+		}
 		if s.Table == nil {
 			continue
 		}

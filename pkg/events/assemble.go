@@ -466,6 +466,9 @@ func (a *Assembler) passed(d *draft, kind StepKind, h *bpf.NftraceRecHdr, raw []
 	if err != nil {
 		return err
 	}
+	if kind == StepXmit && d.sentOn() {
+		a.endCall(d, NFStolen)
+	}
 	a.endCall(d, NFAccept)
 	k := a.known(h.Netns, &r.Dev)
 	s := d.addStep()
@@ -525,6 +528,9 @@ func (a *Assembler) hook(d *draft, h *bpf.NftraceRecHdr, raw []byte) error {
 		floor := -1
 		if c.open && samePlace(&c.pattern.place, &pattern.place) {
 			floor = c.ranUpTo()
+		}
+		if r.Place.Pf == PFNetdev && r.Place.Hook == HookEgress && d.sentOn() {
+			a.endCall(d, NFStolen)
 		}
 		a.endCall(d, NFAccept)
 		c.floor = floor
@@ -684,6 +690,19 @@ func (c *call) ranUpTo() int {
 		}
 	}
 	return up
+}
+
+// sentOn tells whether the open call is one at a device's ingress from where the packet, which goes out
+// next, was sent on without a word: nf_tables tells of a chain at its end at the latest, but where the
+// first rule that matches is "fwd to" it finds the packet gone.
+func (d *draft) sentOn() bool {
+	c := &d.call
+	if !c.open || d.gap || c.pattern.place.PF != PFNetdev || c.pattern.place.Hook != HookIngress ||
+		c.pattern.flags&uint32(bpf.NftraceRecFlagREC_F_NFTMISSED) != 0 {
+		return false
+	}
+	last := len(d.j.Steps) - 1
+	return last < 0 || d.j.Steps[last].Kind != StepTable && d.j.Steps[last].Kind != StepFlowtable // of this call
 }
 
 // samePlace tells whether a call goes on with what is left of the one before it, behind a queue that

@@ -27,6 +27,8 @@ const (
 	HookForward     = 2
 	HookLocalOut    = 3
 	HookPostRouting = 4
+	HookIngress     = 0 // of family netdev
+	HookEgress      = 1 // likewise
 	HookBrouting    = 5 // of ebtables' table broute, within the bridge's PREROUTING
 )
 
@@ -126,6 +128,12 @@ const (
 	// (ip_local_deliver_finish, ip6_protocol_deliver_rcu).
 	StepDeliver
 )
+
+// SentOn tells whether a step is a hook at a device's ingress from where something sent the packet out of
+// another device, and nothing told of it.
+func (s *Step) SentOn() bool {
+	return s.Kind == StepHook && s.Verdict == NFStolen && s.PF == PFNetdev && s.Hook == HookIngress
+}
 
 // Place is where a step happened. It is shared by all steps of all packets there: nobody
 // but events changes it.

@@ -753,3 +753,34 @@ func TestNFTAllMissed(t *testing.T) {
 		}
 	}
 }
+
+// What leaves a device's ingress without a word of nf_tables was sent on by a rule that did not come to
+// tell of it.
+func TestSentOn(t *testing.T) {
+	ingress := part{hook: HookIngress, pf: PFNetdev}
+	for _, tt := range []struct {
+		name string
+		tell func(*script)
+		next func(*script)
+		want bool
+	}{
+		{"transmitted", func(*script) {}, (*script).xmit, true},
+		{"egress", func(*script) {}, func(s *script) { s.part(part{hook: HookEgress, pf: PFNetdev}) }, true},
+		{"told", func(s *script) { s.nft(nftAccept) }, (*script).xmit, false},
+		{"flowtable", (*script).flow, (*script).xmit, false},
+		{"received", func(*script) {}, func(s *script) { s.part(part{hook: HookPreRouting}) }, false},
+	} {
+		s := newScript(t, NewAssembler(), 7)
+		tt.tell(s)
+		s.part(ingress)
+		tt.next(s)
+		s.end(0)
+		got := false
+		for _, step := range s.journey().Steps {
+			got = got || step.SentOn()
+		}
+		if got != tt.want {
+			t.Errorf("%s: %v, want %v", tt.name, got, tt.want)
+		}
+	}
+}

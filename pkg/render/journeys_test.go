@@ -522,6 +522,10 @@ func journeys() map[string]*events.Journey {
 			b.pkt = pkt4(v4{id: 2, ttl: 64, proto: 17, src: c2, dst: c1, l4: udp53}.bytes())
 			return b.at(ip, out, events.Device{}, eth0).ct("NEW", false).policy("filter", 1).xmit(eth0).sent(eth0)
 		}(),
+		// By the first rule that matched it, at the device's ingress.
+		"sent-on": journey(pkt4(v4{id: 2, ttl: 64, proto: 17, src: c2, dst: c1, l4: udp53}.bytes())).
+			at(events.PFNetdev, events.HookIngress, eth0).hook(events.NFStolen).
+			xmit(vethc1).sent(vethc1),
 		// Cut up where it was sent, and put together where it arrived.
 		"fragmented": func() *events.Journey {
 			whole := v4{id: 2, ttl: 64, proto: 17, src: c2, dst: c1, l4: append(slices.Clone(udp53), make([]byte, 2000)...)}

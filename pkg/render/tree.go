@@ -665,6 +665,11 @@ func verdictName(v int) string {
 // steals every packet that it takes through the IP hooks and brings it back.
 func (t *tree) hook(i int) {
 	s := &t.j.Steps[i]
+	if s.SentOn() {
+		t.enter(placeOf(s), nil)
+		t.add(4, warning, "rules unresolved: the packet was sent on from here, by a rule with fwd or a flowtable that was not told of")
+		return
+	}
 	if s.Verdict == events.NFAccept || s.Verdict == events.VerdictUnknown || s.Verdict != events.NFDrop && !t.lastVerdict(i) {
 		return
 	}
