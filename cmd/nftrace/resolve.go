@@ -28,6 +28,7 @@ type resolver struct {
 	paths      int    // that were kept since all were forgotten
 	key        []byte // where keys of pathCache are made
 	runs       []tableRun
+	earlier    *events.Packet // before NAT, of the part at hand: see beforeNAT
 }
 
 // tableRun is a run of a table with what became known of it.
@@ -91,6 +92,7 @@ func (r *resolver) journey(j *events.Journey) {
 			steps[i].NetnsName = name
 			i++
 		}
+		r.earlier = beforeNAT(steps, first)
 		conclude = r.tablesOf(part, steps[first:i]) || conclude
 	}
 	if conclude {
@@ -151,7 +153,7 @@ func (r *resolver) part(part *events.Part, others, steps []events.Step) {
 	pattern := part.Pattern
 	if pattern == nil {
 		r.work(steps)
-		packetsOf(r.runs, others)
+		packetsOf(r.runs, others, r.earlier)
 		return
 	}
 	all, _ := pattern.Known.(*knownParts)
@@ -163,11 +165,11 @@ func (r *resolver) part(part *events.Part, others, steps []events.Step) {
 	switch {
 	case known == nil:
 		r.work(steps)
-		packetsOf(r.runs, others)
+		packetsOf(r.runs, others, r.earlier)
 		all.keep(part, r.runs)
 	case known.modifies || part.Before.Data == nil:
 		r.runs = known.again(r.runs[:0], steps)
-		packetsOf(r.runs, others)
+		packetsOf(r.runs, others, r.earlier)
 	default:
 		known.unmodified(part, steps)
 	}
@@ -437,10 +439,72 @@ func behindUnseenNAT(s *events.Step) bool {
 	return t.Part.NATUnseen && (t.Name == "filter" || t.Name == "security")
 }
 
+// beforeNAT is the packet as the last table before NAT left it, where steps[first] is the first
+// behind NAT in the same call of a hook; nil if that is not known.
+func beforeNAT(steps []events.Step, first int) *events.Packet {
+	at := &steps[first]
+	if !at.Table.Part.AfterNAT {
+		return nil
+	}
+	i := first - 1
+	if i >= 0 && steps[i].Kind == events.StepNAT {
+		i--
+	}
+	if i < 0 || steps[i].Table == nil {
+		return nil
+	}
+	t, p, q := steps[i].Table, steps[i].Place, at.Place
+	if p.Netns != q.Netns || p.PF != q.PF || p.Hook != q.Hook || p.Reinjected != q.Reinjected {
+		return nil
+	}
+	if t.NFT != nil || t.EBT != nil || t.Part.AfterNAT || t.Part.Changed {
+		return nil
+	}
+	return t.After
+}
+
+// marksOnly makes the packet that a part behind NAT began with, where its tables have changed
+// nothing but the mark, which NAT leaves as earlier had it; nil if that does not come to the
+// mark that was seen.
+func marksOnly(runs []tableRun, earlier *events.Packet) *events.Packet {
+	if earlier == nil {
+		return nil
+	}
+	next := runs[0].step.Table.Part.Before
+	next.Mark = earlier.Mark
+	mark := next.Mark
+	for i := range runs {
+		run := &runs[i]
+		if run.path == nil {
+			if run.opaque() {
+				return nil
+			}
+			continue
+		}
+		for k := range run.path.Visits {
+			e := run.entry(k)
+			if !e.Modifies() {
+				continue
+			}
+			if e.Target != "MARK" {
+				return nil
+			}
+			var ok bool
+			if mark, _, ok = run.table.Apply(e.Index, mark, nil); !ok {
+				return nil
+			}
+		}
+	}
+	if mark != runs[0].step.Table.Part.Before.Mark {
+		return nil
+	}
+	return &next
+}
+
 // packetsOf tells, for each rule of a part's tables, the packet as it was when the rule
 // matched. Targets such as MARK and TTL change it on the way. others are runs of nf_tables and
-// ebtables there.
-func packetsOf(runs []tableRun, others []events.Step) {
+// ebtables there; earlier is the packet before NAT, see beforeNAT.
+func packetsOf(runs []tableRun, others []events.Step, earlier *events.Packet) {
 	part := runs[0].step.Table.Part
 	changers, restores := 0, false
 	for i := range runs {
@@ -456,7 +520,7 @@ func packetsOf(runs []tableRun, others []events.Step) {
 			changers++
 		}
 	}
-	c := chain{part: part, changers: changers, lost: part.Changed}
+	c := chain{part: part, now: &part.Before, changers: changers, lost: part.Changed, backwards: part.AfterNAT}
 	switch {
 	case part.Before.Data == nil:
 		c.unsure = "it was not seen between NAT and its end"
@@ -466,12 +530,15 @@ func packetsOf(runs []tableRun, others []events.Step) {
 		c.changers = -1
 	case part.AfterNAT && changers > 0:
 		// It was seen behind the part only.
+		if began := marksOnly(runs, earlier); began != nil {
+			c.now, c.backwards = began, false
+			break
+		}
 		c.unsure = "it was seen only behind the rules that may have changed it"
 	}
 	if restores {
 		c.restored = restoredMarks(runs, others)
 	}
-	c.now = &part.Before
 	for i := range runs {
 		c.table(&runs[i])
 	}
@@ -508,9 +575,11 @@ type chain struct {
 	// lost is set where even the TTL is not known any more.
 	lost bool
 	// natted is set where NAT made of the packet what nobody saw.
-	natted   bool
-	changers int // visits, and tables that are not known, still to come that may change it
-	restored []restored
+	natted bool
+	// backwards is set where the packet is known behind the part's last change only.
+	backwards bool
+	changers  int // visits, and tables that are not known, still to come that may change it
+	restored  []restored
 }
 
 func (c *chain) table(run *tableRun) {
@@ -596,7 +665,7 @@ func (c *chain) own() {
 func (c *chain) change(who string, mark uint32, data []byte, ok bool) {
 	c.changers--
 	switch {
-	case c.part.AfterNAT:
+	case c.backwards:
 		if c.changers == 0 {
 			c.now, c.unsure = &c.part.Before, ""
 		}

@@ -116,7 +116,7 @@ func TestPacketsOf(t *testing.T) {
 			part := &events.Part{Before: *pkt(0, 64), Verdict: tt.verdict}
 			part.After = tt.after
 			run := runOf(t, "filter", part, tt.verdict, tt.rules)
-			packetsOf([]tableRun{run}, nil)
+			packetsOf([]tableRun{run}, nil, nil)
 			table := run.step.Table
 			checkPackets(t, table, tt.want)
 			last, _ := table.Packet(len(table.Rules) - 1)
@@ -148,7 +148,7 @@ func TestPacketsOfTPROXY(t *testing.T) {
 			part := &events.Part{Before: *pkt(0, 64), Verdict: events.NFAccept}
 			tt.after(part)
 			runs := []tableRun{runOf(t, "mangle", part, events.NFAccept, rules), runOf(t, "nat", part, events.NFAccept, []rule{{}})}
-			packetsOf(runs, nil)
+			packetsOf(runs, nil, nil)
 			if p, _ := runs[0].step.Table.Packet(0); p == nil || p.Mark != 0 || p.HasOwner {
 				t.Errorf("TPROXY met %+v", p)
 			}
@@ -208,7 +208,7 @@ func TestPacketsOfPart(t *testing.T) {
 			}
 			filter := runs[1].step.Table
 			filter.SetBefore(filter.Before, "NEW", false)
-			packetsOf(runs, nil)
+			packetsOf(runs, nil, nil)
 			checkPackets(t, runs[0].step.Table, tt.first)
 			checkPackets(t, filter, tt.second)
 			if filter.Before.CT != "NEW" || filter.Before.Mark != uint32(tt.before) {
@@ -222,8 +222,74 @@ func TestPacketsOfPart(t *testing.T) {
 	// Gone behind NAT before it was seen there.
 	part := &events.Part{AfterNAT: true, Verdict: events.NFDrop}
 	run := runOf(t, "filter", part, events.NFDrop, []rule{mark(1, 1), {target: "DROP"}})
-	packetsOf([]tableRun{run}, nil)
+	packetsOf([]tableRun{run}, nil, nil)
 	checkPackets(t, run.step.Table, keep(not("not seen")))
+}
+
+// Behind NAT the packet is seen at the part's end only. MARK is told all the same, from the mark
+// that it had before NAT, if that comes to the one that was seen.
+func TestPacketsOfMarkBehindNAT(t *testing.T) {
+	earlier := pkt(0x10, 64)
+	not := packetRule{0, 0, "seen only behind"}
+	for _, tt := range []struct {
+		name    string
+		earlier *events.Packet
+		rules   []rule
+		seen    uint32
+		want    []packetRule
+	}{
+		{"marked", earlier, []rule{mark(1, 0xf), {}}, 0x11, []packetRule{{0x10, 64, ""}, {0x11, 64, ""}, {0x11, 64, ""}}},
+		{"marked twice", earlier, []rule{mark(1, 0xf), mark(0x20, 0xff)}, 0x20, []packetRule{{0x10, 64, ""}, {0x11, 64, ""}, {0x20, 64, ""}}},
+		{"not known before", nil, []rule{mark(1, 0xf)}, 0x11, []packetRule{not, {0x11, 64, ""}}},
+		{"another mark behind", earlier, []rule{mark(1, 0xf)}, 0x21, []packetRule{not, {0x21, 64, ""}}},
+		{"more than the mark", earlier, []rule{mark(1, 0xf), ttl(2, 3)}, 0x11, []packetRule{not, not, {0x11, 64, ""}}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			part := &events.Part{Before: *pkt(tt.seen, 64), AfterNAT: true, Verdict: events.NFAccept}
+			run := runOf(t, "filter", part, events.NFAccept, tt.rules)
+			packetsOf([]tableRun{run}, nil, tt.earlier)
+			checkPackets(t, run.step.Table, tt.want)
+			if part.Before.Mark != tt.seen || earlier.Mark != 0x10 {
+				t.Error("the part's packets were changed")
+			}
+		})
+	}
+}
+
+// The mark before NAT is what the table before it left, in the same call of the hook.
+func TestBeforeNAT(t *testing.T) {
+	out := &events.Place{PF: events.PFIPv4, Hook: events.HookLocalOut, Netns: 1}
+	before, behind := &events.Part{}, &events.Part{AfterNAT: true}
+	left := pkt(7, 64)
+	nat := events.Step{Place: out, Kind: events.StepNAT}
+	at := events.Step{Place: out, Table: &events.TableRun{Part: behind}}
+	table := func(place events.Place, run events.TableRun) events.Step {
+		run.After = left
+		return events.Step{Place: &place, Table: &run}
+	}
+	reinjected := *out
+	reinjected.Reinjected = true
+	for name, tt := range map[string]struct {
+		steps []events.Step
+		known bool
+	}{
+		"rewritten":              {[]events.Step{table(*out, events.TableRun{Part: before}), nat, at}, true},
+		"not rewritten":          {[]events.Step{table(*out, events.TableRun{Part: before}), at}, true},
+		"no table before":        {[]events.Step{nat, at}, false},
+		"nothing before":         {[]events.Step{at}, false},
+		"another hook between":   {[]events.Step{table(*out, events.TableRun{Part: before}), {Place: out, Kind: events.StepHook}, nat, at}, false},
+		"a queue between":        {[]events.Step{table(reinjected, events.TableRun{Part: before}), nat, at}, false},
+		"behind NAT, too":        {[]events.Step{table(*out, events.TableRun{Part: behind}), nat, at}, false},
+		"changed by nf_tables":   {[]events.Step{table(*out, events.TableRun{Part: &events.Part{Changed: true}}), nat, at}, false},
+		"nf_tables ran the last": {[]events.Step{table(*out, events.TableRun{Part: before, NFT: &events.NFTRun{}}), nat, at}, false},
+	} {
+		if got := beforeNAT(tt.steps, len(tt.steps)-1); (got == left) != tt.known || got != nil && got != left {
+			t.Errorf("%s: %+v, want known %v", name, got, tt.known)
+		}
+	}
+	if got := beforeNAT([]events.Step{table(*out, events.TableRun{Part: before}), table(*out, events.TableRun{Part: before})}, 1); got != nil {
+		t.Errorf("a part before NAT: %+v", got)
+	}
 }
 
 // Tables behind nat met another destination where the kernel skipped NAT's probe.
@@ -263,7 +329,7 @@ func TestPacketsOfUnseenNAT(t *testing.T) {
 				runs[0].path.Visits = runs[0].path.Visits[:1]
 				runs[0].step.Table.Rules = runs[0].step.Table.Rules[:1]
 			}
-			packetsOf(runs, nil)
+			packetsOf(runs, nil, nil)
 			if p, _ := runs[0].step.Table.Packet(0); p == nil || p.Data[19] != 2 {
 				t.Errorf("nat met %+v", p)
 			}
@@ -293,7 +359,7 @@ func TestPacketsOfBeforeUnseenNAT(t *testing.T) {
 	for i := range runs {
 		runs[i].step.Hook = events.HookLocalOut
 	}
-	packetsOf(runs, nil)
+	packetsOf(runs, nil, nil)
 	for _, r := range runs[1:] {
 		checkPackets(t, r.step.Table, []packetRule{not("NOBODYKNOWS")})
 	}
@@ -725,7 +791,7 @@ func TestRestoredMarks(t *testing.T) {
 			part := &events.Part{Before: tt.before, After: tt.after, Tracked: tt.tracked, AfterNAT: tt.afterNAT, Verdict: accept}
 			run := runOf(t, tt.table, part, accept, tt.rules)
 			run.step.Place = &events.Place{Hook: tt.hook, PF: events.PFIPv4}
-			packetsOf([]tableRun{run}, tt.others)
+			packetsOf([]tableRun{run}, tt.others, nil)
 			checkPackets(t, run.step.Table, tt.want)
 		})
 	}
