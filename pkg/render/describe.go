@@ -249,15 +249,24 @@ func (h *head) fragment() string {
 	return "fragment at offset " + strconv.Itoa(h.fragOff)
 }
 
+// ends are the packet's addresses, with its ports where it has some and they are known.
+func (h *head) ends() string {
+	if s, d, ok := h.ports(); ok {
+		return netip.AddrPortFrom(h.src, s).String() + " → " + netip.AddrPortFrom(h.dst, d).String()
+	}
+	return h.src.String() + " → " + h.dst.String()
+}
+
+// sameEnds tells whether they are those of another packet, as far as both are known.
+func (h *head) sameEnds(o *head) bool {
+	s, d, ok := h.ports()
+	os, od, ook := o.ports()
+	return h.src == o.src && h.dst == o.dst && (!ok || !ook || s == os && d == od)
+}
+
 func (h *head) describe(inner bool) string {
 	var b strings.Builder
-	b.WriteString(protoName(h.proto))
-	b.WriteByte(' ')
-	if s, d, ok := h.ports(); ok {
-		b.WriteString(netip.AddrPortFrom(h.src, s).String() + " → " + netip.AddrPortFrom(h.dst, d).String())
-	} else {
-		b.WriteString(h.src.String() + " → " + h.dst.String())
-	}
+	b.WriteString(protoName(h.proto) + " " + h.ends())
 	if f := h.fragment(); f != "" {
 		b.WriteString(" " + f)
 	}

@@ -538,6 +538,13 @@ func journeys() map[string]*events.Journey {
 			b.pkt = pkt4(whole.bytes())
 			return b.at(ip, in, eth0).policy("filter", 1).hook(events.NFAccept).deliver().delivered()
 		}(),
+		// IPVS sends on what came for the address of its service, and nobody tells of it.
+		"ipvs": func() *events.Journey {
+			b := journey(tcpPacket("10.211.55.1", "10.211.55.8", 40000, 8080, 2))
+			b.at(ip, in, eth0).policy("filter", 1).hook(events.NFAccept)
+			b.pkt = tcpPacket("10.211.55.1", c1, 40000, 80, 2)
+			return b.at(ip, out, events.Device{}, docker0).policy("filter", 1).hook(events.NFAccept).xmit(docker0).sent(docker0)
+		}(),
 		"empty": {},
 	}
 }

@@ -170,6 +170,8 @@ type tree struct {
 	ttl      int
 	mark     uint32
 	fragment string // see head.fragment
+	ends     head   // with its addresses and ports
+	renamed  bool   // a rewrite of those was told since
 }
 
 // visit is what is known of a packet's stay in one namespace, as what it is there: in a tunnel it
@@ -262,7 +264,7 @@ func (t *tree) build() {
 func (t *tree) heading() {
 	p := &t.j.First
 	h := parseHead(p)
-	t.ttl, t.mark, t.fragment = h.ttl, p.Mark, h.fragment()
+	t.ttl, t.mark, t.fragment, t.ends = h.ttl, p.Mark, h.fragment(), h
 
 	var b strings.Builder
 	b.WriteString(Describe(p))
@@ -411,9 +413,9 @@ func (t *tree) tunnel(i int) {
 	text := ""
 	if p != nil {
 		h := parseHead(p)
-		text, t.ttl, t.fragment = fmt.Sprintf("%s, %d bytes", Describe(p), p.Len), h.ttl, h.fragment()
+		text, t.ttl, t.fragment, t.ends = fmt.Sprintf("%s, %d bytes", Describe(p), p.Len), h.ttl, h.fragment(), h
 	} else {
-		text, t.ttl, t.fragment = protoName(int(tuple.Proto))+" "+endpoints(*tuple), -1, ""
+		text, t.ttl, t.fragment, t.ends = protoName(int(tuple.Proto))+" "+endpoints(*tuple), -1, "", head{}
 	}
 	t.add(2, hookLine, "now "+text)
 	t.visit = t.newVisit(i)
@@ -478,6 +480,13 @@ func (t *tree) enter(p place, pkt *events.Packet) {
 	title := hookTitle(p)
 	if pkt != nil && pkt.Data != nil {
 		h := parseHead(pkt)
+		if h.ip {
+			// By IPVS, a rule of nf_tables, or by NAT whose record is not there.
+			if t.ends.ip && !t.renamed && !h.sameEnds(&t.ends) {
+				title += "  now " + h.ends()
+			}
+			t.ends, t.renamed = h, false
+		}
 		if h.ttl >= 0 && h.ttl != t.ttl {
 			if t.ttl >= 0 {
 				title += fmt.Sprintf("  %s %d → %d", ttlName(pkt), t.ttl, h.ttl)
@@ -760,6 +769,7 @@ func (t *tree) nat(i int) {
 		t.sayNoNAT()
 	}
 
+	t.renamed = true
 	var b strings.Builder
 	b.WriteString("NAT" + rewrites(n, n.Source, !n.Source))
 	if !t.open || !t.hasNAT {
@@ -790,6 +800,7 @@ func (t *tree) flowtable(s *events.Step) {
 	f := s.Flowtable
 	t.add(4, warning, "flowtable "+escape(familyName(f.Family)+":"+f.Table+":"+f.Name)+"  sends it on, past routing and the rules of PREROUTING, FORWARD and POSTROUTING")
 	if s.NAT != nil {
+		t.renamed = true
 		t.add(4, rewrite, "NAT"+rewrites(s.NAT, false, false)+"  by the flowtable")
 	}
 }
