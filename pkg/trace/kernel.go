@@ -28,6 +28,7 @@ const (
 	typesPath    = "/sys/kernel/btf"
 	btfPath      = typesPath + "/vmlinux"
 	modulesPath  = "/sys/module"
+	kptrPath     = "/proc/sys/kernel/kptr_restrict"
 	preemptPath  = "/sys/kernel/debug/sched/preempt"
 )
 
@@ -59,6 +60,15 @@ func lockdownMode(path string) string {
 	}
 	mode, _, _ := strings.Cut(rest, "]")
 	return mode
+}
+
+// errHidden says why the kernel hides its symbols, as kernel/ksyms_common.c:kallsyms_show_value decides: where
+// kernel.kptr_restrict allows to show them, only who lacks CAP_SYSLOG does not see them.
+func errHidden(path string) error {
+	if data, err := os.ReadFile(path); err == nil && strings.TrimSpace(string(data)) < "2" {
+		return errors.New("the kernel hides the addresses of its symbols, although this is root: it lacks CAP_SYSLOG, as in a container without --privileged")
+	}
+	return errors.New("the kernel hides the addresses of its symbols; set kernel.kptr_restrict to 0 or 1 (sysctl kernel.kptr_restrict=1)")
 }
 
 // kernelRelease is uname -r.
@@ -108,7 +118,7 @@ func (t *Tracer) setSymbols() error {
 		return fmt.Errorf("look the kernel's symbols up: %w", err)
 	}
 	if s.PerCpuOffset == 0 {
-		return errors.New("the kernel hides the addresses of its symbols; set kernel.kptr_restrict to 0 or 1 (sysctl kernel.kptr_restrict=1)")
+		return errHidden(kptrPath)
 	}
 	return t.setVars(map[string]any{
 		bpf.NftraceVarSymPerCpuOffset: s.PerCpuOffset,

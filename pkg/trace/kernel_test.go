@@ -35,6 +35,22 @@ func TestLockdownMode(t *testing.T) {
 	}
 }
 
+func TestErrHidden(t *testing.T) {
+	const sysctl, capability = "sysctl kernel.kptr_restrict=1", "CAP_SYSLOG"
+	path := filepath.Join(t.TempDir(), "kptr_restrict")
+	if got := errHidden(path).Error(); !strings.Contains(got, sysctl) {
+		t.Errorf("no file: %s", got)
+	}
+	for content, want := range map[string]string{"0\n": capability, "1\n": capability, "2\n": sysctl} {
+		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if got := errHidden(path).Error(); !strings.Contains(got, want) {
+			t.Errorf("%q: %s", content, got)
+		}
+	}
+}
+
 func TestPreemptible(t *testing.T) {
 	for content, want := range map[string]bool{
 		"none (voluntary) full \n":      false,

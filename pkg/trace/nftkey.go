@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"os"
 	"runtime"
 
 	"github.com/mdlayher/netlink"
@@ -36,9 +37,18 @@ func newNFTKey(learn func(*nftKey) error) (*nftKey, error) {
 		if k.conn != nil {
 			k.conn.Close()
 		}
-		return nil, fmt.Errorf("a network namespace of nftrace's own: %w", err)
+		return nil, ownNetnsError(err)
 	}
 	return k, nil
+}
+
+// ownNetnsError says what helps where the kernel refuses.
+func ownNetnsError(err error) error {
+	err = fmt.Errorf("a network namespace of nftrace's own: %w", err)
+	if errors.Is(err, os.ErrPermission) {
+		err = fmt.Errorf("%w, although this is root: it lacks CAP_SYS_ADMIN or CAP_NET_ADMIN, as in a container without --privileged", err)
+	}
+	return err
 }
 
 // Close lets the kernel forget the namespace and the rule.

@@ -966,7 +966,7 @@ func loadError(doing string, err error) error {
 		if mode := lockdownMode(lockdownPath); mode == "confidentiality" {
 			return fmt.Errorf("%s: the kernel is locked down (confidentiality), which forbids tracing; boot without lockdown=confidentiality", doing)
 		}
-		return fmt.Errorf("%s: not permitted, although this is root: it lacks CAP_SYS_ADMIN (or CAP_BPF and CAP_PERFMON), or seccomp forbids bpf, as in a container without --privileged: %w", doing, err)
+		return fmt.Errorf("%s: not permitted, although this is root: it lacks CAP_SYS_ADMIN, or seccomp forbids bpf, as in a container without --privileged: %w", doing, err)
 	default:
 		return fmt.Errorf("%s: %w", doing, err)
 	}

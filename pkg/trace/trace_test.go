@@ -92,6 +92,16 @@ func TestLoadErrorOfRoot(t *testing.T) {
 	}
 }
 
+func TestOwnNetnsError(t *testing.T) {
+	err := ownNetnsError(fmt.Errorf("netlink receive: %w", os.ErrPermission))
+	if !errors.Is(err, os.ErrPermission) || !strings.Contains(err.Error(), "it lacks CAP_SYS_ADMIN or CAP_NET_ADMIN") {
+		t.Error(err)
+	}
+	if err := ownNetnsError(errors.New("broken")); strings.Contains(err.Error(), "CAP_") {
+		t.Error(err)
+	}
+}
+
 func TestRan(t *testing.T) {
 	refused := errors.New("refused")
 	if err := ran(0, refused); err != refused {
