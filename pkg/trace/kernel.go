@@ -38,11 +38,31 @@ func CheckKernel() error {
 	if os.Geteuid() != 0 {
 		return errors.New("nftrace must be run as root: it attaches probes to the kernel and reads rulesets; try: sudo nftrace …")
 	}
+	if err := enoughFiles(); err != nil {
+		return err
+	}
 	if _, err := os.Stat(btfPath); errors.Is(err, fs.ErrNotExist) {
+		if _, err := os.Stat("/sys/kernel"); err != nil {
+			return fmt.Errorf("%s is missing, for there is no sysfs here; mount it (mount -t sysfs sysfs /sys)", btfPath)
+		}
 		return fmt.Errorf("kernel %s has no type information (%s is missing); nftrace needs a kernel built with CONFIG_DEBUG_INFO_BTF=y", kernelRelease(), btfPath)
 	}
 	if lockdownMode(lockdownPath) == "confidentiality" {
 		return errors.New("the kernel is locked down (confidentiality), which forbids tracing; boot without lockdown=confidentiality")
+	}
+	return nil
+}
+
+// minFiles is how many files nftrace may have open at once: 173 were counted with kprobes, without
+// ebtables and arptables.
+const minFiles = 256
+
+// enoughFiles tells it where the process may open too few. Go has raised the soft limit to the hard one.
+// Asked beforehand, for libraries take the kernel's refusal for that of what they try.
+func enoughFiles() error {
+	var l unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &l); err == nil && l.Cur < minFiles {
+		return fmt.Errorf("no more than %d files may be open at once, and nftrace needs %d; raise the limit (ulimit -n 1024)", l.Cur, minFiles)
 	}
 	return nil
 }
