@@ -5,6 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/nftrace/nftrace/pkg/symbolize"
 	"github.com/nftrace/nftrace/pkg/trace"
@@ -12,7 +15,7 @@ import (
 
 // places turns what the user named (interfaces, a container, namespaces) into what the
 // probes compare: inode numbers and interface indices.
-func places(ctx context.Context, sys *symbolize.System, c *config) (ns []uint32, ifaces []trace.Iface, addrs []netip.Addr, err error) {
+func places(ctx context.Context, sys *symbolize.System, c *config) (ns []uint32, ifaces []trace.Iface, addrs []netip.Addr, links []namedLink, err error) {
 	var within []*symbolize.Namespace
 	if c.container != "" {
 		ct, err := sys.ResolveContainer(ctx, c.container)
@@ -20,14 +23,14 @@ func places(ctx context.Context, sys *symbolize.System, c *config) (ns []uint32,
 			if errors.Is(err, symbolize.ErrNoContainer) {
 				err = fmt.Errorf("%w; docker ps (podman ps) lists those that run", err)
 			}
-			return nil, nil, nil, fmt.Errorf("--container %s: %w", c.container, err)
+			return nil, nil, nil, nil, fmt.Errorf("--container %s: %w", c.container, err)
 		}
 		within = append(within, ct.Netns)
 		if len(c.interfaces) == 0 {
 			// A packet that is dropped on its way to the container belongs to
 			// it too, though it never comes near its interfaces.
 			if addrs, err = ct.Netns.Addrs(); err != nil {
-				return nil, nil, nil, fmt.Errorf("--container %s: %w", c.container, err)
+				return nil, nil, nil, nil, fmt.Errorf("--container %s: %w", c.container, err)
 			}
 			for _, v := range ct.Veths {
 				ifaces = append(ifaces, trace.Iface{Netns: v.Netns.Inode, Index: uint32(v.Outside.Index)})
@@ -40,7 +43,7 @@ func places(ctx context.Context, sys *symbolize.System, c *config) (ns []uint32,
 			if errors.Is(err, symbolize.ErrNoNamespace) {
 				err = fmt.Errorf("%w; ip netns lists those with names, lsns -t net all", err)
 			}
-			return nil, nil, nil, fmt.Errorf("--netns %s: %w", spec, err)
+			return nil, nil, nil, nil, fmt.Errorf("--netns %s: %w", spec, err)
 		}
 		within = append(within, n)
 	}
@@ -48,34 +51,58 @@ func places(ctx context.Context, sys *symbolize.System, c *config) (ns []uint32,
 		for _, n := range within {
 			ns = append(ns, n.Inode)
 		}
-		return ns, ifaces, addrs, nil
+		return ns, ifaces, addrs, nil, nil
 	}
 	if len(within) == 0 {
 		own, err := sys.ResolveNetns(fmt.Sprintf("pid:%d", pid()))
 		if err != nil {
-			return nil, nil, nil, err
+			return nil, nil, nil, nil, err
 		}
 		within = append(within, own)
 	}
 	for _, name := range c.interfaces {
 		found := false
 		for _, n := range within {
-			links, err := n.Links()
+			all, err := n.Links()
 			if err != nil {
-				return nil, nil, nil, err
+				return nil, nil, nil, nil, err
 			}
-			for _, l := range links {
+			for _, l := range all {
 				if l.Name == name {
 					found = true
 					ifaces = append(ifaces, trace.Iface{Netns: n.Inode, Index: uint32(l.Index)})
+					links = append(links, namedLink{n, l})
 				}
 			}
 		}
+		if !found && name == "any" {
+			return nil, nil, nil, nil, errors.New("-i any: without -i, packets of every interface are traced; leave it out")
+		}
 		if !found {
-			return nil, nil, nil, fmt.Errorf("interface %q does not exist in %s; ip link lists those that do", name, nsNames(within))
+			return nil, nil, nil, nil, fmt.Errorf("interface %q does not exist in %s; ip link lists those that do", name, nsNames(within))
 		}
 	}
-	return nil, ifaces, nil, nil
+	return nil, ifaces, nil, links, nil
+}
+
+// namedLink is an interface that the user asked for by its name.
+type namedLink struct {
+	ns   *symbolize.Namespace
+	link symbolize.Link
+}
+
+// sayGone says which of the interfaces that were asked for are no more. The probes compare indices, and
+// one that comes by the same name has another.
+func (s *session) sayGone() {
+	s.links = slices.DeleteFunc(s.links, func(l namedLink) bool {
+		_, err := l.ns.LinkName(l.link.Index)
+		gone := errors.Is(err, unix.ENODEV) || errors.Is(err, symbolize.ErrNoNamespace)
+		if gone {
+			s.say.say("interface %q in %s is gone; packets of another one by that name are not shown, start nftrace anew for it",
+				l.link.Name, nsNames([]*symbolize.Namespace{l.ns}))
+		}
+		return gone
+	})
 }
 
 func nsNames(list []*symbolize.Namespace) string {

@@ -79,6 +79,7 @@ type session struct {
 	eb     *ebtRulesets
 	res    *resolver
 	out    *output
+	links  []namedLink // see sayGone
 
 	printed    uint64
 	lastRecord time.Time
@@ -114,7 +115,8 @@ func traceAll(ctx context.Context, c *config, say *speaker, stdin io.Reader, std
 	if c.expr != nil {
 		opts.Filter = c.expr.Instructions()
 	}
-	if opts.Netns, opts.Ifaces, opts.Addrs, err = places(ctx, sys, c); err != nil {
+	var links []namedLink
+	if opts.Netns, opts.Ifaces, opts.Addrs, links, err = places(ctx, sys, c); err != nil {
 		return err
 	}
 	if len(c.command) > 0 {
@@ -149,7 +151,7 @@ func traceAll(ctx context.Context, c *config, say *speaker, stdin io.Reader, std
 		return err
 	}
 	s := &session{
-		c: c, say: say, tracer: tracer, ring: tracer, out: out,
+		c: c, say: say, tracer: tracer, ring: tracer, out: out, links: links,
 		asm:    events.NewAssembler(),
 		tables: newRulesets(sys, tracer, say),
 		nft:    newNFTRulesets(sys, tracer, say),
@@ -294,6 +296,7 @@ func (s *session) loop(ctx context.Context, stdin io.Reader, stderr io.Writer) e
 			nextModules = now.Add(moduleTick)
 			// Another namespace may have got the number of one that is no more.
 			clear(s.res.names)
+			s.sayGone()
 			if err := s.attachModules(); err != nil {
 				return err
 			}

@@ -366,6 +366,7 @@ func TestBadInput(t *testing.T) {
 		{"no command", "nftrace icmp --", nil, 2, "no command behind --"},
 		{"no interface", "nftrace -o OUT -i nosuch0", nil, 1, `interface "nosuch0" does not exist in this network namespace; ip link lists`},
 		{"no interface there", "nftrace -o OUT --netns h -i nosuch0", nil, 1, `interface "nosuch0" does not exist in namespace h`},
+		{"every interface", "nftrace -o OUT -i any", nil, 1, "without -i, packets of every interface are traced"},
 		{"few files", "sh -c 'ulimit -n 40; exec nftrace -o OUT icmp'", nil, 1, "no more than 40 files may be open at once, and nftrace needs 256; raise the limit (ulimit -n 1024)"},
 		{"very few files", "sh -c 'ulimit -n 20; exec nftrace -o OUT icmp'", nil, 1, "raise the limit (ulimit -n 1024)"},
 		{"no sysfs", "unshare -m sh -c 'umount -l /sys && exec nftrace -o OUT icmp'", nil, 1, "mount it (mount -t sysfs sysfs /sys)"},
@@ -651,6 +652,27 @@ func TestPlaces(t *testing.T) {
 	} {
 		p := spawn(t, "h", env, "nftrace", "--container", arg)
 		p.want(1, want)
+	}
+}
+
+// An interface that goes away and comes back has another index: nftrace says once that it is not seen.
+func TestInterfaceGone(t *testing.T) {
+	needNftrace(t)
+	up(t, "lo")
+	const add = "ip -n h link add gone0 type veth peer name gone1\n"
+	sh(t, add)
+	p := attached(t, "h", nil, "-i", "gone0", "-i", "lo", "icmp")
+	sh(t, "ip -n h link del gone0\n"+add)
+	const gone = `nftrace: interface "gone0" in this network namespace is gone; packets of another one by that name are not shown, start nftrace anew for it`
+	eventually(t, "nftrace says so", func() bool { return strings.Contains(p.stderr.String(), gone) })
+	pingAll(t, "h", 7, "127.0.0.1")
+	p.signal(syscall.SIGINT)
+	p.want(0, gone)
+	if n := strings.Count(p.stderr.String(), "gone0"); n != 1 {
+		t.Errorf("%d times: %s", n, p.stderr.String())
+	}
+	if n := p.summary(); n != 14 {
+		t.Errorf("%d packets on lo, want 14", n)
 	}
 }
 
