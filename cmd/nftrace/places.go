@@ -13,9 +13,17 @@ import (
 	"github.com/nftrace/nftrace/pkg/trace"
 )
 
-// places turns what the user named (interfaces, a container, namespaces) into what the
-// probes compare: inode numbers and interface indices.
-func places(ctx context.Context, sys *symbolize.System, c *config) (ns []uint32, ifaces []trace.Iface, addrs []netip.Addr, links []namedLink, err error) {
+// where is what the user named (interfaces, a container, namespaces) as the probes compare it: inode
+// numbers, interface indices and addresses.
+type where struct {
+	netns  []uint32
+	ifaces []trace.Iface
+	addrs  []netip.Addr
+	links  []namedLink
+}
+
+// places looks it up.
+func places(ctx context.Context, sys *symbolize.System, c *config) (w where, err error) {
 	var within []*symbolize.Namespace
 	if c.container != "" {
 		ct, err := sys.ResolveContainer(ctx, c.container)
@@ -23,17 +31,17 @@ func places(ctx context.Context, sys *symbolize.System, c *config) (ns []uint32,
 			if errors.Is(err, symbolize.ErrNoContainer) {
 				err = fmt.Errorf("%w; docker ps (podman ps) lists those that run", err)
 			}
-			return nil, nil, nil, nil, fmt.Errorf("--container %s: %w", c.container, err)
+			return w, fmt.Errorf("--container %s: %w", c.container, err)
 		}
 		within = append(within, ct.Netns)
 		if len(c.interfaces) == 0 {
 			// A packet that is dropped on its way to the container belongs to
 			// it too, though it never comes near its interfaces.
-			if addrs, err = ct.Netns.Addrs(); err != nil {
-				return nil, nil, nil, nil, fmt.Errorf("--container %s: %w", c.container, err)
+			if w.addrs, err = ct.Netns.Addrs(); err != nil {
+				return w, fmt.Errorf("--container %s: %w", c.container, err)
 			}
 			for _, v := range ct.Veths {
-				ifaces = append(ifaces, trace.Iface{Netns: v.Netns.Inode, Index: uint32(v.Outside.Index)})
+				w.ifaces = append(w.ifaces, trace.Iface{Netns: v.Netns.Inode, Index: uint32(v.Outside.Index)})
 			}
 		}
 	}
@@ -43,20 +51,20 @@ func places(ctx context.Context, sys *symbolize.System, c *config) (ns []uint32,
 			if errors.Is(err, symbolize.ErrNoNamespace) {
 				err = fmt.Errorf("%w; ip netns lists those with names, lsns -t net all", err)
 			}
-			return nil, nil, nil, nil, fmt.Errorf("--netns %s: %w", spec, err)
+			return w, fmt.Errorf("--netns %s: %w", spec, err)
 		}
 		within = append(within, n)
 	}
 	if len(c.interfaces) == 0 {
 		for _, n := range within {
-			ns = append(ns, n.Inode)
+			w.netns = append(w.netns, n.Inode)
 		}
-		return ns, ifaces, addrs, nil, nil
+		return w, nil
 	}
 	if len(within) == 0 {
 		own, err := sys.ResolveNetns(fmt.Sprintf("pid:%d", pid()))
 		if err != nil {
-			return nil, nil, nil, nil, err
+			return w, err
 		}
 		within = append(within, own)
 	}
@@ -65,24 +73,24 @@ func places(ctx context.Context, sys *symbolize.System, c *config) (ns []uint32,
 		for _, n := range within {
 			all, err := n.Links()
 			if err != nil {
-				return nil, nil, nil, nil, err
+				return w, err
 			}
 			for _, l := range all {
 				if l.Name == name {
 					found = true
-					ifaces = append(ifaces, trace.Iface{Netns: n.Inode, Index: uint32(l.Index)})
-					links = append(links, namedLink{n, l})
+					w.ifaces = append(w.ifaces, trace.Iface{Netns: n.Inode, Index: uint32(l.Index)})
+					w.links = append(w.links, namedLink{n, l})
 				}
 			}
 		}
 		if !found && name == "any" {
-			return nil, nil, nil, nil, errors.New("-i any: without -i, packets of every interface are traced; leave it out")
+			return w, errors.New("-i any: without -i, packets of every interface are traced; leave it out")
 		}
 		if !found {
-			return nil, nil, nil, nil, fmt.Errorf("interface %q does not exist in %s; ip link lists those that do", name, nsNames(within))
+			return w, fmt.Errorf("interface %q does not exist in %s; ip link lists those that do", name, nsNames(within))
 		}
 	}
-	return nil, ifaces, nil, links, nil
+	return w, nil
 }
 
 // namedLink is an interface that the user asked for by its name.

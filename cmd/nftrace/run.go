@@ -115,10 +115,11 @@ func traceAll(ctx context.Context, c *config, say *speaker, stdin io.Reader, std
 	if c.expr != nil {
 		opts.Filter = c.expr.Instructions()
 	}
-	var links []namedLink
-	if opts.Netns, opts.Ifaces, opts.Addrs, links, err = places(ctx, sys, c); err != nil {
+	at, err := places(ctx, sys, c)
+	if err != nil {
 		return err
 	}
+	opts.Netns, opts.Ifaces, opts.Addrs = at.netns, at.ifaces, at.addrs
 	if len(c.command) > 0 {
 		if _, err := exec.LookPath(c.command[0]); err != nil {
 			return whyNoCommand(c.command[0], err)
@@ -151,7 +152,7 @@ func traceAll(ctx context.Context, c *config, say *speaker, stdin io.Reader, std
 		return err
 	}
 	s := &session{
-		c: c, say: say, tracer: tracer, ring: tracer, out: out, links: links,
+		c: c, say: say, tracer: tracer, ring: tracer, out: out, links: at.links,
 		asm:    events.NewAssembler(),
 		tables: newRulesets(sys, tracer, say),
 		nft:    newNFTRulesets(sys, tracer, say),
