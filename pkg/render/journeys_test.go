@@ -545,6 +545,13 @@ func journeys() map[string]*events.Journey {
 			b.pkt = tcpPacket("10.211.55.1", c1, 40000, 80, 2)
 			return b.at(ip, out, events.Device{}, docker0).policy("filter", 1).hook(events.NFAccept).xmit(docker0).sent(docker0)
 		}(),
+		// NAT's rewrite is told where it is.
+		"dnat": func() *events.Journey {
+			b := journey(tcpPacket("10.211.55.1", "10.211.55.8", 40000, 8080, 2))
+			b.at(ip, pre, eth0).policy("nat", 1).nat(false, false, 6, "10.211.55.1:40000 10.211.55.8:8080", "10.211.55.1:40000 172.17.0.2:80").hook(events.NFAccept)
+			b.pkt = tcpPacket("10.211.55.1", c1, 40000, 80, 2)
+			return b.at(ip, fwd, eth0, docker0).policy("filter", 1).hook(events.NFAccept).xmit(docker0).sent(docker0)
+		}(),
 		"empty": {},
 	}
 }
