@@ -11,8 +11,8 @@ import (
 	"github.com/nftrace/nftrace/testenv/topo"
 )
 
-// TestFewerTypes: kernels are built without what Debian's have. It is seen by the types alone, and
-// with it what nftrace reads of packets there is another place, or none. No module is loaded by it.
+// TestFewerTypes: a kernel that is built without conntrack, br_netfilter or nf_tables is traced, too.
+// What it lacks, it lacks in its types. This loads no module: see the next one.
 func TestFewerTypes(t *testing.T) {
 	needNftrace(t)
 	const at = "/sys/kernel/btf/vmlinux"

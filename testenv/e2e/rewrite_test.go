@@ -48,10 +48,9 @@ func TestChurn(t *testing.T) {
 	needNftrace(t)
 	// How many runs can be told is a matter of time: an emulated CPU that stands still for a moment
 	// keeps nftrace from reading a ruleset before the next one is there. So only make test-churn,
-	// where the guest's clock counts instructions, and a generation lives 19 ms, holds the share to
-	// anything: there are 50 a second then, and one that two packets meet and nftrace misses is too many
-	// of CI's.
-	// By another clock all that is told must be true.
+	// where the guest's clock counts instructions, holds the share to anything: a generation lives 19 ms
+	// there, which makes 50 a second, and CI's run is too short for a single one that nftrace misses. By
+	// another clock all that is told must be true.
 	packets, most, life := 307, 1., 100*time.Millisecond
 	if s := os.Getenv("NFTRACE_CHURN"); s != "" {
 		var err error
