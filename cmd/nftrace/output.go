@@ -19,6 +19,7 @@ type output struct {
 	render.Renderer
 	w     io.Writer
 	buf   []byte
+	ends  []int    // of the packets in buf
 	file  *os.File // nil for standard output
 	name  string
 	made  bool // the file was not there before
@@ -110,6 +111,7 @@ func (o *output) gone() bool {
 // journey prints one.
 func (o *output) journey(j *events.Journey) error {
 	o.buf = o.Append(o.buf, j)
+	o.ends = append(o.ends, len(o.buf))
 	if len(o.buf) < bufSize {
 		return nil
 	}
@@ -120,12 +122,32 @@ func (o *output) flush() error {
 	if len(o.buf) == 0 {
 		return nil
 	}
-	_, err := o.w.Write(o.buf)
-	o.buf = o.buf[:0]
+	n, err := o.w.Write(o.buf)
+	if err != nil {
+		o.cut(n)
+	}
+	o.buf, o.ends = o.buf[:0], o.ends[:0]
 	if err != nil {
 		return o.writeError(err)
 	}
 	return nil
+}
+
+// cut takes the last packet from the file again where only a part of it could be written: whoever reads
+// the file does not stumble over it. written is how much of the buffer is there.
+func (o *output) cut(written int) {
+	if o.file == nil {
+		return // others may write there, too
+	}
+	whole := 0
+	for _, end := range o.ends {
+		if end <= written {
+			whole = end
+		}
+	}
+	if at, err := o.file.Seek(0, io.SeekCurrent); err == nil {
+		o.file.Truncate(at - int64(written-whole)) // of a device or a pipe there is none
+	}
 }
 
 // writeError says which output could not be written, and why.

@@ -254,6 +254,42 @@ func TestOutputWhole(t *testing.T) {
 	}
 }
 
+// Where the disk is full in the midst of a packet, those before it are in the file, and nothing else.
+func TestOutputCut(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "out")
+	o, err := openOutput(&config{output: path}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	o.Renderer, o.w = thousand{}, &fullAfter{o.file, 5_500}
+	for range 3 {
+		if err = errors.Join(o.journey(nil), o.journey(nil), o.journey(nil), o.flush()); err != nil {
+			break
+		}
+	}
+	if !errors.Is(err, unix.ENOSPC) {
+		t.Errorf("got %v", err)
+	}
+	if st, err := os.Stat(path); err != nil || st.Size() != 5_000 {
+		t.Errorf("%d bytes, want 5 packets; %v", st.Size(), err)
+	}
+}
+
+// fullAfter has room for so many bytes.
+type fullAfter struct {
+	f    *os.File
+	room int
+}
+
+func (w *fullAfter) Write(b []byte) (int, error) {
+	if len(b) <= w.room {
+		w.room -= len(b)
+		return w.f.Write(b)
+	}
+	n, err := w.f.Write(b[:w.room])
+	return n, errors.Join(err, unix.ENOSPC)
+}
+
 // A ready-file of an earlier run must not say that this one is attached, and nothing else is removed.
 func TestClearReadyFile(t *testing.T) {
 	tmp := t.TempDir()
