@@ -19,7 +19,7 @@ type output struct {
 	render.Renderer
 	w     io.Writer
 	buf   []byte
-	ends  []int    // of the packets in buf
+	ends  []int    // of the packets in buf, where they are for a file
 	file  *os.File // nil for standard output
 	name  string
 	made  bool // the file was not there before
@@ -111,7 +111,9 @@ func (o *output) gone() bool {
 // journey prints one.
 func (o *output) journey(j *events.Journey) error {
 	o.buf = o.Append(o.buf, j)
-	o.ends = append(o.ends, len(o.buf))
+	if o.file != nil {
+		o.ends = append(o.ends, len(o.buf))
+	}
 	if len(o.buf) < bufSize {
 		return nil
 	}
@@ -120,6 +122,7 @@ func (o *output) journey(j *events.Journey) error {
 
 func (o *output) flush() error {
 	if len(o.buf) == 0 {
+		o.ends = o.ends[:0] // of packets that met no rule
 		return nil
 	}
 	n, err := o.w.Write(o.buf)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -99,18 +100,43 @@ type namedLink struct {
 	link symbolize.Link
 }
 
-// sayGone says which of the interfaces that were asked for are no more. The probes compare indices, and
-// one that comes by the same name has another.
-func (s *session) sayGone() {
-	s.links = slices.DeleteFunc(s.links, func(l namedLink) bool {
-		_, err := l.ns.LinkName(l.link.Index)
-		gone := errors.Is(err, unix.ENODEV) || errors.Is(err, symbolize.ErrNoNamespace)
-		if gone {
-			s.say.say("interface %q in %s is gone; packets of another one by that name are not shown, start nftrace anew for it",
-				l.link.Name, nsNames([]*symbolize.Namespace{l.ns}))
+// linkTick is how often nftrace looks whether the interfaces of -i are there.
+const linkTick = time.Second
+
+// watchLinks says which of the interfaces that were asked for are no more, until the function that it
+// returns is called. The probes compare indices, and one that comes by the same name has another. The
+// kernel may let who asks for an interface wait, so nobody else waits for that.
+func watchLinks(links []namedLink, say *speaker) (stop func()) {
+	ended, done := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		tick := time.NewTicker(linkTick)
+		defer tick.Stop()
+		for len(links) > 0 {
+			select {
+			case <-ended:
+				return
+			case <-tick.C:
+				links = slices.DeleteFunc(links, func(l namedLink) bool { return l.sayGone(say) })
+			}
 		}
-		return gone
-	})
+	}()
+	return func() {
+		close(ended)
+		<-done
+	}
+}
+
+// sayGone says that the interface is gone, and tells whether it is. A namespace that is not found may only
+// be one to which no way leads any more.
+func (l *namedLink) sayGone(say *speaker) bool {
+	_, err := l.ns.LinkName(l.link.Index)
+	gone := errors.Is(err, unix.ENODEV)
+	if gone {
+		say.say("interface %q in %s is gone; packets of another one by that name are not shown, start nftrace anew for it",
+			l.link.Name, nsNames([]*symbolize.Namespace{l.ns}))
+	}
+	return gone
 }
 
 func nsNames(list []*symbolize.Namespace) string {

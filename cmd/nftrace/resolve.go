@@ -92,7 +92,10 @@ func (r *resolver) journey(j *events.Journey) {
 			steps[i].NetnsName = name
 			i++
 		}
-		r.earlier = beforeNAT(steps, first)
+		r.earlier = nil
+		if j.Lost == 0 {
+			r.earlier = beforeNAT(steps, first)
+		}
 		conclude = r.tablesOf(part, steps[first:i]) || conclude
 	}
 	if conclude {
@@ -529,8 +532,8 @@ func packetsOf(runs []tableRun, others []events.Step, earlier *events.Packet) {
 		c.unsure = changedByNFT
 		c.changers = -1
 	case part.AfterNAT && changers > 0:
-		// It was seen behind the part only.
-		if began := marksOnly(runs, earlier); began != nil {
+		// It was seen behind the part only. nf_tables may have set the mark, too.
+		if began := marksOnly(runs, earlier); began != nil && len(others) == 0 {
 			c.now, c.backwards = began, false
 			break
 		}

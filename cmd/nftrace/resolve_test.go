@@ -254,6 +254,11 @@ func TestPacketsOfMarkBehindNAT(t *testing.T) {
 			}
 		})
 	}
+	// nf_tables may have set it, too, and MARK have overwritten that.
+	part := &events.Part{Before: *pkt(5, 64), AfterNAT: true, Verdict: events.NFAccept}
+	run := runOf(t, "filter", part, events.NFAccept, []rule{{cond: true}, mark(5, 0xff)})
+	packetsOf([]tableRun{run}, []events.Step{*nftStepOf(part, nativeTable, baseChain, didPolicy(events.NFAccept))}, earlier)
+	checkPackets(t, run.step.Table, []packetRule{not, not, {5, 64, ""}})
 }
 
 // The mark before NAT is what the table before it left, in the same call of the hook.

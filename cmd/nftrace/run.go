@@ -79,7 +79,7 @@ type session struct {
 	eb     *ebtRulesets
 	res    *resolver
 	out    *output
-	links  []namedLink // see sayGone
+	links  []namedLink // see watchLinks
 
 	printed    uint64
 	lastRecord time.Time
@@ -268,6 +268,7 @@ func (s *session) sayWaiting() {
 
 // loop reads records and prints packets until something ends it.
 func (s *session) loop(ctx context.Context, stdin io.Reader, stderr io.Writer) error {
+	defer watchLinks(s.links, s.say)()
 	var deadline <-chan time.Time
 	if s.c.duration > 0 {
 		t := time.NewTimer(s.c.duration)
@@ -297,7 +298,6 @@ func (s *session) loop(ctx context.Context, stdin io.Reader, stderr io.Writer) e
 			nextModules = now.Add(moduleTick)
 			// Another namespace may have got the number of one that is no more.
 			clear(s.res.names)
-			s.sayGone()
 			if err := s.attachModules(); err != nil {
 				return err
 			}
@@ -347,7 +347,7 @@ func (s *session) prefetch() {
 // it returns is called.
 func (s *session) watchTables(ctx context.Context) (stop func()) {
 	// Go's scheduler lets a collection of garbage have its only processor for up to 20 ms at a time,
-	// and a table may be gone by then. A second one is there for the reader.
+	// and a table may be gone by then. A second one is there for the reader, whatever GOMAXPROCS says.
 	if runtime.GOMAXPROCS(0) == 1 {
 		runtime.GOMAXPROCS(2)
 	}

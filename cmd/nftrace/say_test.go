@@ -254,6 +254,27 @@ func TestOutputWhole(t *testing.T) {
 	}
 }
 
+// A packet that met no rule has no line of the trace format, and is nothing to write.
+func TestOutputNothing(t *testing.T) {
+	o, err := openOutput(&config{output: filepath.Join(t.TempDir(), "out")}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	o.Renderer = nothing{}
+	for range 3 {
+		if err := errors.Join(o.journey(nil), o.flush()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if len(o.ends) != 0 {
+		t.Errorf("%d packets are remembered", len(o.ends))
+	}
+}
+
+type nothing struct{}
+
+func (nothing) Append(b []byte, _ *events.Journey) []byte { return b }
+
 // Where the disk is full in the midst of a packet, those before it are in the file, and nothing else.
 func TestOutputCut(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "out")

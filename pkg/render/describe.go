@@ -257,12 +257,8 @@ func (h *head) ends() string {
 	return h.src.String() + " → " + h.dst.String()
 }
 
-// sameEnds tells whether they are those of another packet, as far as both are known.
-func (h *head) sameEnds(o *head) bool {
-	s, d, ok := h.ports()
-	os, od, ook := o.ports()
-	return h.src == o.src && h.dst == o.dst && (!ok || !ook || s == os && d == od)
-}
+// known tells whether the packet is one of IP whose headers are there up to its protocol.
+func (h *head) known() bool { return h.ip && h.proto >= 0 }
 
 func (h *head) describe(inner bool) string {
 	var b strings.Builder

@@ -1,6 +1,7 @@
 package render
 
 import (
+	"encoding/binary"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -186,7 +187,19 @@ func (b *builder) hook(verdict int) *builder {
 	return b.step(s)
 }
 
+// nat rewrites the packet, if it is one of IPv4 that was captured.
 func (b *builder) nat(source, reply bool, proto uint8, before, after string) *builder {
+	if len(b.pkt.Data) >= 20 && b.pkt.Data[0] == 0x45 {
+		b.change(func(p *events.Packet) {
+			t := tuple(proto, after)
+			copy(p.Data[12:], t.Src.Addr().AsSlice())
+			copy(p.Data[16:], t.Dst.Addr().AsSlice())
+			if (proto == protoTCP || proto == protoUDP) && len(p.Data) >= 24 {
+				binary.BigEndian.PutUint16(p.Data[20:], t.Src.Port())
+				binary.BigEndian.PutUint16(p.Data[22:], t.Dst.Port())
+			}
+		})
+	}
 	return b.step(events.Step{Place: &events.Place{}, Kind: events.StepNAT,
 		NAT: &events.NAT{Source: source, CTReply: reply, Before: tuple(proto, before), After: tuple(proto, after)}})
 }
@@ -549,7 +562,6 @@ func journeys() map[string]*events.Journey {
 		"dnat": func() *events.Journey {
 			b := journey(tcpPacket("10.211.55.1", "10.211.55.8", 40000, 8080, 2))
 			b.at(ip, pre, eth0).policy("nat", 1).nat(false, false, 6, "10.211.55.1:40000 10.211.55.8:8080", "10.211.55.1:40000 172.17.0.2:80").hook(events.NFAccept)
-			b.pkt = tcpPacket("10.211.55.1", c1, 40000, 80, 2)
 			return b.at(ip, fwd, eth0, docker0).policy("filter", 1).hook(events.NFAccept).xmit(docker0).sent(docker0)
 		}(),
 		"empty": {},

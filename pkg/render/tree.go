@@ -167,11 +167,11 @@ type tree struct {
 	tunnels   []int // see tunnelled
 
 	// The packet as it was told of last.
-	ttl      int
-	mark     uint32
-	fragment string // see head.fragment
-	ends     head   // with its addresses and ports
-	renamed  bool   // a rewrite of those was told since
+	ttl  int
+	mark uint32
+	head head
+	// rewritten is what was told of its addresses and ports since.
+	rewritten *events.Tuple
 }
 
 // visit is what is known of a packet's stay in one namespace, as what it is there: in a tunnel it
@@ -264,7 +264,7 @@ func (t *tree) build() {
 func (t *tree) heading() {
 	p := &t.j.First
 	h := parseHead(p)
-	t.ttl, t.mark, t.fragment, t.ends = h.ttl, p.Mark, h.fragment(), h
+	t.ttl, t.mark, t.head = h.ttl, p.Mark, h
 
 	var b strings.Builder
 	b.WriteString(Describe(p))
@@ -412,11 +412,11 @@ func (t *tree) tunnel(i int) {
 	_, p, tuple := layerAt(&t.j.Steps[i])
 	text := ""
 	if p != nil {
-		h := parseHead(p)
-		text, t.ttl, t.fragment, t.ends = fmt.Sprintf("%s, %d bytes", Describe(p), p.Len), h.ttl, h.fragment(), h
+		text, t.head = fmt.Sprintf("%s, %d bytes", Describe(p), p.Len), parseHead(p)
 	} else {
-		text, t.ttl, t.fragment, t.ends = protoName(int(tuple.Proto))+" "+endpoints(*tuple), -1, "", head{}
+		text, t.head = protoName(int(tuple.Proto))+" "+endpoints(*tuple), head{proto: -1, ttl: -1}
 	}
+	t.ttl, t.rewritten = t.head.ttl, nil
 	t.add(2, hookLine, "now "+text)
 	t.visit = t.newVisit(i)
 }
@@ -480,12 +480,9 @@ func (t *tree) enter(p place, pkt *events.Packet) {
 	title := hookTitle(p)
 	if pkt != nil && pkt.Data != nil {
 		h := parseHead(pkt)
-		if h.ip {
-			// By IPVS, a rule of nf_tables, or by NAT whose record is not there.
-			if t.ends.ip && !t.renamed && !h.sameEnds(&t.ends) {
-				title += "  now " + h.ends()
-			}
-			t.ends, t.renamed = h, false
+		if !t.sameEnds(&h) {
+			// By IPVS, a rule of nf_tables, a tunnel of the same protocol, or by NAT of which no record is there.
+			title += "  now " + h.ends()
 		}
 		if h.ttl >= 0 && h.ttl != t.ttl {
 			if t.ttl >= 0 {
@@ -493,12 +490,14 @@ func (t *tree) enter(p place, pkt *events.Packet) {
 			}
 			t.ttl = h.ttl
 		}
-		if f := h.fragment(); h.ip && f != t.fragment {
-			t.fragment = f
+		if f := h.fragment(); h.known() && t.head.known() && f != t.head.fragment() {
 			if f == "" {
 				f = "whole"
 			}
 			title += fmt.Sprintf("  now %s, %d bytes", f, pkt.Len)
+		}
+		if h.known() {
+			t.head, t.rewritten = h, nil
 		}
 		if pkt.Mark != t.mark {
 			title += fmt.Sprintf("  mark 0x%x → 0x%x", t.mark, pkt.Mark)
@@ -506,6 +505,25 @@ func (t *tree) enter(p place, pkt *events.Packet) {
 		}
 	}
 	t.add(2, hookLine, title)
+}
+
+// sameEnds tells whether a packet has the addresses and ports that were told of, as far as both are known.
+func (t *tree) sameEnds(h *head) bool {
+	if !h.known() || !t.head.known() {
+		return true
+	}
+	src, dst := t.head.src, t.head.dst
+	srcPort, dstPort, known := t.head.ports()
+	if r := t.rewritten; r != nil {
+		if !r.Src.IsValid() || !r.Dst.IsValid() {
+			return true
+		}
+		src, dst = r.Src.Addr().WithZone(""), r.Dst.Addr().WithZone("")
+		srcPort, dstPort = r.Src.Port(), r.Dst.Port()
+		known = known && srcPort|dstPort != 0
+	}
+	s, d, ok := h.ports()
+	return h.src == src && h.dst == dst && (!known || !ok || s == srcPort && d == dstPort)
 }
 
 // close ends the hook whose heading stands.
@@ -676,7 +694,7 @@ func (t *tree) hook(i int) {
 	s := &t.j.Steps[i]
 	if s.SentOn() {
 		t.enter(placeOf(s), nil)
-		t.add(4, warning, "rules unresolved: the packet was sent on from here, by a rule with fwd or a flowtable that was not told of")
+		t.add(4, warning, "rules unresolved: the packet went out of a device from here, and nobody told why (a rule with fwd, a flowtable, …)")
 		return
 	}
 	if s.Verdict == events.NFAccept || s.Verdict == events.VerdictUnknown || s.Verdict != events.NFDrop && !t.lastVerdict(i) {
@@ -769,7 +787,7 @@ func (t *tree) nat(i int) {
 		t.sayNoNAT()
 	}
 
-	t.renamed = true
+	t.rewritten = &n.After
 	var b strings.Builder
 	b.WriteString("NAT" + rewrites(n, n.Source, !n.Source))
 	if !t.open || !t.hasNAT {
@@ -800,7 +818,7 @@ func (t *tree) flowtable(s *events.Step) {
 	f := s.Flowtable
 	t.add(4, warning, "flowtable "+escape(familyName(f.Family)+":"+f.Table+":"+f.Name)+"  sends it on, past routing and the rules of PREROUTING, FORWARD and POSTROUTING")
 	if s.NAT != nil {
-		t.renamed = true
+		t.rewritten = &s.NAT.After
 		t.add(4, rewrite, "NAT"+rewrites(s.NAT, false, false)+"  by the flowtable")
 	}
 }

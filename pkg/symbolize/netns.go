@@ -258,13 +258,11 @@ func (n *Namespace) open() (int, error) {
 
 // Do calls f on an OS thread that is inside the namespace, and returns what f
 // returns. Programs that f starts are inside as well; goroutines that it
-// starts are not. It needs CAP_SYS_ADMIN unless the namespace is nftrace's own.
+// starts are not. It needs CAP_SYS_ADMIN unless the namespace is nftrace's own. f must not call Do.
 func (n *Namespace) Do(f func() error) error {
-	// Not by another goroutine where none is needed: while garbage is collected it can have to wait
-	// for longer than the ruleset that it is to read is there.
+	// All threads are in this one that are in no other by doHere. Another goroutine could have to wait,
+	// while garbage is collected, for longer than the ruleset that it is to read is there.
 	if n.Own() {
-		runtime.LockOSThread()
-		defer runtime.UnlockOSThread()
 		return f()
 	}
 	done := make(chan error, 1)

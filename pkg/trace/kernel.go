@@ -86,7 +86,7 @@ func lockdownMode(path string) string {
 // kernel.kptr_restrict allows to show them, only who lacks CAP_SYSLOG does not see them.
 func errHidden(path string) error {
 	if data, err := os.ReadFile(path); err == nil && strings.TrimSpace(string(data)) < "2" {
-		return errors.New("the kernel hides the addresses of its symbols, although this is root: it lacks CAP_SYSLOG, as in a container without --privileged")
+		return errors.New("the kernel hides the addresses of its symbols, although this is root: it lacks CAP_SYSLOG, as in a container without --privileged, or the kernel lacks CONFIG_KALLSYMS_ALL")
 	}
 	return errors.New("the kernel hides the addresses of its symbols; set kernel.kptr_restrict to 0 or 1 (sysctl kernel.kptr_restrict=1)")
 }
