@@ -755,7 +755,7 @@ func TestNFTAllMissed(t *testing.T) {
 }
 
 // What leaves a device's ingress without a word of nf_tables was sent on by a rule that did not come to
-// tell of it.
+// tell of it, or by somebody else.
 func TestSentOn(t *testing.T) {
 	ingress := part{hook: HookIngress, pf: PFNetdev}
 	for _, tt := range []struct {

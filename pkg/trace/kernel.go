@@ -82,8 +82,9 @@ func lockdownMode(path string) string {
 	return mode
 }
 
-// errHidden says why the kernel hides its symbols, as kernel/ksyms_common.c:kallsyms_show_value decides: where
-// kernel.kptr_restrict allows to show them, only who lacks CAP_SYSLOG does not see them.
+// errHidden says why the kernel shows no address of __per_cpu_offset. Where kernel.kptr_restrict, which is in the
+// file at path, allows that (kernel/ksyms_common.c:kallsyms_show_value), only who lacks CAP_SYSLOG does not see
+// it, or there is none: it is no function.
 func errHidden(path string) error {
 	if data, err := os.ReadFile(path); err == nil && strings.TrimSpace(string(data)) < "2" {
 		return errors.New("the kernel hides the addresses of its symbols, although this is root: it lacks CAP_SYSLOG, as in a container without --privileged, or the kernel lacks CONFIG_KALLSYMS_ALL")
