@@ -2,7 +2,6 @@ package main
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"io"
 	"os"
@@ -135,7 +134,7 @@ func TestUsageErrors(t *testing.T) {
 	} {
 		t.Run(strings.Join(tt.args, " "), func(t *testing.T) {
 			var stdout, stderr bytes.Buffer
-			if status := run(t.Context(), tt.args, strings.NewReader(""), &stdout, &stderr); status != 2 {
+			if status := run(t.Context(), t.Context(), tt.args, strings.NewReader(""), &stdout, &stderr); status != 2 {
 				t.Errorf("status %d, want 2", status)
 			}
 			checkMessage(t, stderr.String(), tt.want)
@@ -174,14 +173,14 @@ func TestHelpAndVersion(t *testing.T) {
 		"--help": usage, "-h": usage, "--version": "nftrace " + versionString() + "\n",
 	} {
 		var stdout, stderr bytes.Buffer
-		if status := run(t.Context(), []string{arg}, strings.NewReader(""), &stdout, &stderr); status != 0 {
+		if status := run(t.Context(), t.Context(), []string{arg}, strings.NewReader(""), &stdout, &stderr); status != 0 {
 			t.Errorf("%s: status %d", arg, status)
 		}
 		if stdout.String() != want || stderr.Len() > 0 {
 			t.Errorf("%s: %q, %q", arg, stdout.String(), stderr.String())
 		}
 		stderr.Reset()
-		if status := run(t.Context(), []string{arg}, nil, failingWriter{}, &stderr); status != 1 {
+		if status := run(t.Context(), t.Context(), []string{arg}, nil, failingWriter{}, &stderr); status != 1 {
 			t.Errorf("%s > /dev/full: status %d", arg, status)
 		}
 		checkMessage(t, stderr.String(), "no space")
@@ -225,7 +224,7 @@ func TestFailsBeforeProbes(t *testing.T) {
 	} {
 		t.Run(strings.Join(tt.args, " "), func(t *testing.T) {
 			var stdout, stderr bytes.Buffer
-			if status := run(t.Context(), tt.args, strings.NewReader(""), &stdout, &stderr); status != 1 {
+			if status := run(t.Context(), t.Context(), tt.args, strings.NewReader(""), &stdout, &stderr); status != 1 {
 				t.Errorf("status %d, want 1", status)
 			}
 			checkMessage(t, stderr.String(), tt.want)
@@ -245,7 +244,7 @@ func TestNotRoot(t *testing.T) {
 		t.Skip("testenv/e2e tries it as nobody")
 	}
 	var stdout, stderr bytes.Buffer
-	if status := run(context.Background(), []string{"icmp"}, nil, &stdout, &stderr); status != 1 {
+	if status := run(t.Context(), t.Context(), []string{"icmp"}, nil, &stdout, &stderr); status != 1 {
 		t.Errorf("status %d", status)
 	}
 	checkMessage(t, stderr.String(), "sudo nftrace")

@@ -6,6 +6,8 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"slices"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -19,12 +21,16 @@ type output struct {
 	render.Renderer
 	w     io.Writer
 	buf   []byte
-	ends  []int    // of the packets in buf, where they are for a file
+	ends  []int    // of the packets in buf
 	file  *os.File // nil for standard output
 	name  string
 	made  bool // the file was not there before
 	pipe  int  // standard output's descriptor where it is a pipe, else -1
 	ended bool // the pipe's reader went away
+
+	stalls    bool            // a write may wait for ever: it is no regular file
+	now       <-chan struct{} // closed when nothing is to be waited for any more
+	unwritten uint64          // packets that were not written then
 }
 
 // bufSize is how many bytes are in the buffer when it is written, or more: packets are not
@@ -35,7 +41,7 @@ const bufSize = 256 << 10
 // openOutput checks at once that the file can be written. Nothing in it changes before
 // begin: a run that cannot start leaves it as it was.
 func openOutput(c *config, stdout io.Writer) (*output, error) {
-	o := &output{name: "standard output", pipe: -1}
+	o := &output{name: "standard output", pipe: -1, stalls: true}
 	o.w = stdout
 	if c.output != "" && c.output != "-" {
 		f, err := os.OpenFile(c.output, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
@@ -50,10 +56,16 @@ func openOutput(c *config, stdout io.Writer) (*output, error) {
 			return nil, fmt.Errorf("-o %w", whyNoFile(c.output, err))
 		}
 		o.file, o.name, o.w = f, c.output, f
+		if st, err := f.Stat(); err == nil {
+			o.stalls = !st.Mode().IsRegular()
+		}
 	} else if f, ok := stdout.(*os.File); ok {
 		var st unix.Stat_t
-		if unix.Fstat(int(f.Fd()), &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFIFO {
-			o.pipe = int(f.Fd())
+		if unix.Fstat(int(f.Fd()), &st) == nil {
+			o.stalls = st.Mode&unix.S_IFMT != unix.S_IFREG
+			if st.Mode&unix.S_IFMT == unix.S_IFIFO {
+				o.pipe = int(f.Fd())
+			}
 		}
 	}
 	return o, nil
@@ -111,9 +123,7 @@ func (o *output) gone() bool {
 // journey prints one.
 func (o *output) journey(j *events.Journey) error {
 	o.buf = o.Append(o.buf, j)
-	if o.file != nil {
-		o.ends = append(o.ends, len(o.buf))
-	}
+	o.ends = append(o.ends, len(o.buf))
 	if len(o.buf) < bufSize {
 		return nil
 	}
@@ -125,8 +135,15 @@ func (o *output) flush() error {
 		o.ends = o.ends[:0] // of packets that met no rule
 		return nil
 	}
-	n, err := o.w.Write(o.buf)
-	if err != nil {
+	n, err := o.write()
+	switch {
+	case errors.Is(err, errNow):
+		for _, end := range o.ends {
+			if end > n {
+				o.unwritten++
+			}
+		}
+	case err != nil:
 		o.cut(n)
 	}
 	o.buf, o.ends = o.buf[:0], o.ends[:0]
@@ -134,6 +151,54 @@ func (o *output) flush() error {
 		return o.writeError(err)
 	}
 	return nil
+}
+
+// errNow is returned where something was left undone, for nftrace is to end at once.
+var errNow = errors.New("to end at once")
+
+// atomicWrite is how many bytes a pipe takes as a whole or not at all (PIPE_BUF).
+const atomicWrite = 4 << 10
+
+// write writes what is in the buffer, and returns how much of it was. It does not wait for a reader that
+// stands still once nftrace is to end at once; what is larger than atomicWrite may be cut then.
+func (o *output) write() (int, error) {
+	if !o.stalls || o.now == nil {
+		return o.w.Write(o.buf)
+	}
+	var written atomic.Int64
+	done := make(chan error, 1)
+	go func(b []byte, ends []int) {
+		at := 0
+		for i, end := range ends {
+			if i+1 < len(ends) && ends[i+1]-at <= atomicWrite || end == at {
+				continue
+			}
+			select {
+			case <-o.now:
+				done <- errNow
+				return
+			default:
+			}
+			n, err := o.w.Write(b[at:end])
+			written.Add(int64(n))
+			if err != nil {
+				done <- err
+				return
+			}
+			at = end
+		}
+		done <- nil
+	}(o.buf, o.ends)
+	var err error
+	select {
+	case err = <-done:
+	case <-o.now:
+		err = errNow
+	}
+	if errors.Is(err, errNow) {
+		o.buf, o.ends = nil, slices.Clone(o.ends) // they may be in use still
+	}
+	return int(written.Load()), err
 }
 
 // cut takes the last packet from the file again where only a part of it could be written: whoever reads
@@ -156,7 +221,7 @@ func (o *output) cut(written int) {
 // writeError says which output could not be written, and why.
 func (o *output) writeError(err error) error {
 	switch {
-	case errors.Is(err, unix.EPIPE):
+	case errors.Is(err, unix.EPIPE), errors.Is(err, errNow):
 		return err
 	case errors.Is(err, unix.ENOSPC):
 		return fmt.Errorf("write to %s: %w", o.name, unix.ENOSPC)

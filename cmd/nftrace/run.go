@@ -38,8 +38,9 @@ const (
 
 func pid() int { return os.Getpid() }
 
-// run is nftrace, but for the process around it. It returns the exit status.
-func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+// run is nftrace, but for the process around it: it ends when ctx is done, and leaves undone what takes time
+// when now is. It returns the exit status.
+func run(ctx, now context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	say := &speaker{w: stderr}
 	c, err := parseFlags(args, stdout)
 	var usage usageError
@@ -54,7 +55,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 		return 1
 	}
 	say.quiet, say.verbose = c.quiet, c.verbose
-	if err := traceAll(ctx, c, say, stdin, stdout, stderr); err != nil {
+	if err := traceAll(ctx, now, c, say, stdin, stdout, stderr); err != nil {
 		var ve *trace.VerifierError
 		if errors.As(err, &ve) && c.verbose {
 			fmt.Fprintln(stderr, ve.Log())
@@ -71,6 +72,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 type session struct {
 	c      *config
 	say    *speaker
+	now    <-chan struct{} // closed when nftrace is to end at once
 	tracer *trace.Tracer
 	ring   records // the tracer's
 	asm    *events.Assembler
@@ -82,6 +84,7 @@ type session struct {
 	links  []namedLink // see watchLinks
 
 	printed    uint64
+	dropped    dropped
 	lastRecord time.Time
 	full       bool   // --count packets were printed
 	untraced   string // see sayUntraced
@@ -103,7 +106,7 @@ var errSaid = errors.New("failed")
 // errReaderGone is no failure: whoever read the output has seen enough.
 var errReaderGone = errors.New("the reader of the output went away")
 
-func traceAll(ctx context.Context, c *config, say *speaker, stdin io.Reader, stdout, stderr io.Writer) (err error) {
+func traceAll(ctx, now context.Context, c *config, say *speaker, stdin io.Reader, stdout, stderr io.Writer) (err error) {
 	if err := trace.CheckKernel(); err != nil {
 		return err
 	}
@@ -134,6 +137,7 @@ func traceAll(ctx context.Context, c *config, say *speaker, stdin io.Reader, std
 	if err != nil {
 		return err
 	}
+	out.now = now.Done()
 	start := time.Now()
 	tracer, err := trace.Open(opts)
 	if err != nil {
@@ -152,7 +156,7 @@ func traceAll(ctx context.Context, c *config, say *speaker, stdin io.Reader, std
 		return err
 	}
 	s := &session{
-		c: c, say: say, tracer: tracer, ring: tracer, out: out, links: at.links,
+		c: c, say: say, now: now.Done(), tracer: tracer, ring: tracer, out: out, links: at.links,
 		asm:    events.NewAssembler(),
 		tables: newRulesets(sys, tracer, say),
 		nft:    newNFTRulesets(sys, tracer, say),
@@ -181,6 +185,9 @@ func traceAll(ctx context.Context, c *config, say *speaker, stdin io.Reader, std
 	if cerr := out.close(); err == nil && cerr != nil && !errors.Is(cerr, unix.EPIPE) {
 		err = cerr
 	}
+	if errors.Is(err, errNow) {
+		err = s.drop()
+	}
 	losses, lerr := tracer.Losses()
 	if err == nil {
 		err = lerr
@@ -190,7 +197,7 @@ func traceAll(ctx context.Context, c *config, say *speaker, stdin io.Reader, std
 		say.fail(err)
 		err = errSaid
 	}
-	say.say("%s", summary(s.printed, s.asm.Stats(), losses, s.res.unresolved))
+	say.say("%s", summary(s.printed-out.unwritten, s.asm.Stats(), losses, s.dropped, s.res.unresolved))
 	return err
 }
 
@@ -269,6 +276,7 @@ func (s *session) sayWaiting() {
 // loop reads records and prints packets until something ends it.
 func (s *session) loop(ctx context.Context, stdin io.Reader, stderr io.Writer) error {
 	defer watchLinks(s.links, s.say)()
+	defer sayWriting(ctx, s.say)()
 	var deadline <-chan time.Time
 	if s.c.duration > 0 {
 		t := time.NewTimer(s.c.duration)
@@ -389,6 +397,9 @@ func (s *session) readTables(ctx context.Context) error {
 func (s *session) read(until time.Time) (empty bool, err error) {
 	n := 0
 	for !s.full {
+		if n%64 == 0 && s.endsNow() {
+			return false, errNow
+		}
 		raw, err := s.ring.Read(until)
 		switch {
 		case err == nil:
@@ -439,15 +450,16 @@ func (s *session) record(raw []byte) error {
 }
 
 func (s *session) print(js []*events.Journey) error {
-	for _, j := range js {
+	for i, j := range js {
 		if s.full {
 			return nil
 		}
 		s.res.journey(j)
+		s.printed++
 		if err := s.out.journey(j); err != nil {
+			s.dropped.packets += uint64(len(js) - i - 1)
 			return s.writeError(err)
 		}
-		s.printed++
 		s.full = s.c.count > 0 && s.printed == s.c.count
 	}
 	return nil
@@ -511,6 +523,64 @@ func (s *session) finish(wait time.Duration) error {
 		return err
 	}
 	return s.flush()
+}
+
+// endsNow tells whether nftrace is to end at once.
+func (s *session) endsNow() bool {
+	select {
+	case <-s.now:
+		return true
+	default:
+		return false
+	}
+}
+
+// dropped is what was seen and not written, for nftrace was to end at once.
+type dropped struct {
+	packets uint64
+	records uint64 // of packets that nobody put together
+}
+
+// drop counts what is left.
+func (s *session) drop() error {
+	if err := s.ring.Stop(); err != nil {
+		return err
+	}
+	for last := s.ring.Written(); s.ring.Taken() < last; {
+		_, err := s.ring.Read(time.Now())
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			break
+		}
+		if err != nil {
+			return fmt.Errorf("read records: %w", err)
+		}
+		s.dropped.records++
+	}
+	s.dropped.packets += s.out.unwritten + uint64(len(s.asm.Flush(0)))
+	return nil
+}
+
+// sayWriting says that nftrace has not ended yet, where it takes long after it was asked to, until the function
+// that it returns is called.
+func sayWriting(ctx context.Context, say *speaker) (stop func()) {
+	ended, done := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		select {
+		case <-ended:
+			return
+		case <-ctx.Done():
+		}
+		select {
+		case <-ended:
+		case <-time.After(again):
+			say.say("still writing the packets that were seen, as fast as they are read; interrupt again to end at once and lose them")
+		}
+	}()
+	return func() {
+		close(ended)
+		<-done
+	}
 }
 
 // command is the program behind --.

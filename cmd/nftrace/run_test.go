@@ -63,3 +63,18 @@ func TestFinish(t *testing.T) {
 		}
 	}
 }
+
+// Where nftrace is to end at once, it reads no more, but counts.
+func TestEndsNow(t *testing.T) {
+	s, _ := forwarded(t)
+	s.ring = &fakeRecords{left: 1307, stopped: time.Now()}
+	now := make(chan struct{})
+	s.now = now
+	close(now)
+	if err := s.finish(time.Hour); !errors.Is(err, errNow) {
+		t.Errorf("finish: %v", err)
+	}
+	if err := s.drop(); err != nil || s.dropped.records != 1307 {
+		t.Errorf("%d records were dropped, want 1307: %v", s.dropped.records, err)
+	}
+}

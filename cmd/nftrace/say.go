@@ -101,7 +101,7 @@ func whyNoCommand(name string, err error) error {
 }
 
 // summary is the last line: what was seen, and what was not.
-func summary(printed uint64, st events.Stats, l trace.Losses, unresolved uint64) string {
+func summary(printed uint64, st events.Stats, l trace.Losses, d dropped, unresolved uint64) string {
 	var causes []string
 	add := func(n uint64, what string) {
 		if n > 0 {
@@ -114,7 +114,9 @@ func summary(printed uint64, st events.Stats, l trace.Losses, unresolved uint64)
 	add(st.Bad, "records: unreadable")
 	add(l.Probes, "calls of probes skipped by the kernel, of whatever packets")
 	add(st.Skipped, "hook calls: the kernel skipped the probe of nf_tables")
-	lost := fmt.Sprintf("%d lost", l.Total()+st.Bad+st.Skipped)
+	add(d.packets, "packets: not written when interrupted again")
+	add(d.records, "records: not read when interrupted again")
+	lost := fmt.Sprintf("%d lost", l.Total()+st.Bad+st.Skipped+d.packets+d.records)
 	if len(causes) > 0 {
 		lost += " (" + strings.Join(causes, ", ") + ")"
 	}

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -75,6 +76,7 @@ func TestSummary(t *testing.T) {
 		printed    uint64
 		st         events.Stats
 		l          trace.Losses
+		d          dropped
 		unresolved uint64
 		want       string
 	}{
@@ -89,8 +91,13 @@ func TestSummary(t *testing.T) {
 				"1 records: unreadable, 11 calls of probes skipped by the kernel, of whatever packets, " +
 				"13 hook calls: the kernel skipped the probe of nf_tables), 0 unresolved",
 		},
+		{
+			printed: 5, st: events.Stats{Records: 40}, d: dropped{packets: 3, records: 17},
+			want: "5 packets, 40 records, 20 lost (3 packets: not written when interrupted again, " +
+				"17 records: not read when interrupted again), 0 unresolved",
+		},
 	} {
-		if got := summary(tt.printed, tt.st, tt.l, tt.unresolved); got != tt.want {
+		if got := summary(tt.printed, tt.st, tt.l, tt.d, tt.unresolved); got != tt.want {
 			t.Errorf("got  %s\nwant %s", got, tt.want)
 		}
 	}
@@ -185,6 +192,50 @@ func TestOutputFile(t *testing.T) {
 		if err := o.close(); !errors.Is(err, unix.ENOSPC) || !strings.Contains(err.Error(), "write to /dev/full: no space left") {
 			t.Errorf("close: %v", err)
 		}
+	}
+}
+
+// Where the reader stands still, nftrace waits for it until it is to end at once. What is in the pipe then are
+// whole packets, and what is not is counted.
+func TestOutputEndsNow(t *testing.T) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	o, err := openOutput(&config{}, w)
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := make(chan struct{})
+	o.now = now
+	const packet, packets = 1307, 100 // more than a pipe holds
+	for range packets {
+		o.buf = append(append(o.buf, bytes.Repeat([]byte("x"), packet-1)...), '\n')
+		o.ends = append(o.ends, len(o.buf))
+	}
+	ended := make(chan error)
+	go func() { ended <- o.flush() }()
+	select {
+	case err := <-ended:
+		t.Fatalf("it does not wait for the reader: %v", err)
+	case <-time.After(100 * time.Millisecond):
+	}
+	close(now)
+	select {
+	case err := <-ended:
+		if !errors.Is(err, errNow) {
+			t.Error(err)
+		}
+	case <-time.After(time.Minute):
+		t.Fatal("it waits for the reader")
+	}
+	n, err := unix.IoctlGetInt(int(r.Fd()), unix.TIOCINQ)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n == 0 || n%packet != 0 || uint64(n/packet)+o.unwritten != packets {
+		t.Errorf("%d bytes are in the pipe, and %d packets are not", n, o.unwritten)
 	}
 }
 

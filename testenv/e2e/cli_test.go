@@ -737,6 +737,37 @@ func TestEnds(t *testing.T) {
 			t.Errorf("ended with %v: %s", p.cmd.ProcessState, p.stderr.String())
 		}
 	})
+	t.Run("reader stands still, and nftrace says so", func(t *testing.T) {
+		r, w, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer r.Close()
+		p := attached(t, "h", func(c *exec.Cmd) { c.Stdout = w }, "--format", "trace", "icmp")
+		w.Close()
+		pingAll(t, "h", 307, "127.0.0.1")
+		p.signal(syscall.SIGINT)
+		eventually(t, "nftrace says that it writes still", func() bool {
+			return strings.Contains(p.stderr.String(), "nftrace: still writing the packets that were seen, as fast as they are read; interrupt again to end at once and lose them\n")
+		})
+		p.signal(syscall.SIGINT)
+		p.status()
+		if s := p.cmd.ProcessState.Sys().(syscall.WaitStatus); !s.Signaled() || s.Signal() != syscall.SIGINT {
+			t.Errorf("ended with %v: %s", p.cmd.ProcessState, p.stderr.String())
+		}
+		m := regexp.MustCompile(`\nnftrace: (\d+) packets, \d+ records, \d+ lost \((\d+ packets: not written when interrupted again, )?\d+ records: not read when interrupted again\), 0 unresolved\n$`).
+			FindStringSubmatch(p.stderr.String())
+		if m == nil {
+			t.Fatalf("the last line is no summary: %s", p.stderr.String())
+		}
+		out, err := io.ReadAll(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n := strings.Count(string(out), " filter:INPUT:"); strconv.Itoa(n) != m[1] || !bytes.HasSuffix(out, []byte("\n")) {
+			t.Errorf("%d packets were written; %s", n, p.stderr.String())
+		}
+	})
 	t.Run("quiet", func(t *testing.T) {
 		p := spawn(t, "h", nil, "nftrace", "-q", "--", "true")
 		if p.want(0); p.stderr.String() != "" {
