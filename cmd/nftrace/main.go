@@ -66,17 +66,21 @@ func obey(signals <-chan os.Signal, end context.CancelFunc, endNow context.Cance
 // die ends nftrace as the signal would have, had nobody waited for it.
 func die(by syscall.Signal) {
 	signal.Reset(by)
-	syscall.Kill(pid(), by)
-	time.Sleep(again)
+	if by != syscall.SIGQUIT {
+		syscall.Kill(pid(), by)
+		time.Sleep(again)
+	}
 	os.Exit(128 + int(by))
 }
 
-// endingSignals are those that end nftrace. Under nohup SIGHUP is ignored: it stays so, for nftrace and
-// for the command behind --.
+// endingSignals are those that end nftrace; to SIGQUIT (Ctrl-\), Go would print its goroutines. What is ignored
+// (SIGHUP under nohup) stays so, for nftrace and for the command behind --.
 func endingSignals() []os.Signal {
 	all := []os.Signal{os.Interrupt, syscall.SIGTERM}
-	if !signal.Ignored(syscall.SIGHUP) {
-		all = append(all, syscall.SIGHUP)
+	for _, s := range []os.Signal{syscall.SIGHUP, syscall.SIGQUIT} {
+		if !signal.Ignored(s) {
+			all = append(all, s)
+		}
 	}
 	return all
 }

@@ -392,12 +392,15 @@ func TestClearReadyFile(t *testing.T) {
 }
 
 func TestEndingSignals(t *testing.T) {
-	if !slices.Contains(endingSignals(), os.Signal(unix.SIGHUP)) {
-		t.Error("SIGHUP does not end it")
-	}
-	signal.Ignore(unix.SIGHUP)
-	defer signal.Reset(unix.SIGHUP)
-	if all := endingSignals(); slices.Contains(all, os.Signal(unix.SIGHUP)) || len(all) != 2 {
-		t.Errorf("under nohup: %v", all)
+	for _, sig := range []os.Signal{unix.SIGHUP, unix.SIGQUIT} {
+		before := len(endingSignals())
+		if !slices.Contains(endingSignals(), sig) {
+			t.Errorf("%v does not end it", sig)
+		}
+		signal.Ignore(sig)
+		if all := endingSignals(); slices.Contains(all, sig) || len(all) != before-1 {
+			t.Errorf("where %v is ignored: %v", sig, all)
+		}
+		signal.Reset(sig)
 	}
 }

@@ -774,7 +774,7 @@ func TestEnds(t *testing.T) {
 			t.Errorf("-q says %s", p.stderr.String())
 		}
 	})
-	for _, sig := range []syscall.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP} {
+	for _, sig := range []syscall.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT} {
 		t.Run(sig.String(), func(t *testing.T) {
 			out := filepath.Join(t.TempDir(), "out")
 			p := attached(t, "h", nil, "--format", "json", "-o", out, "icmp")
