@@ -24,6 +24,7 @@ import (
 
 const (
 	lockdownPath = "/sys/kernel/security/lockdown"
+	procPath     = "/proc/self"
 	kallsymsPath = "/proc/kallsyms"
 	typesPath    = "/sys/kernel/btf"
 	btfPath      = typesPath + "/vmlinux"
@@ -40,6 +41,9 @@ func CheckKernel() error {
 	}
 	if err := enoughFiles(); err != nil {
 		return err
+	}
+	if _, err := os.Stat(procPath); errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("%s is missing, for there is no procfs here; mount it (mount -t proc proc /proc)", procPath)
 	}
 	if _, err := os.Stat(btfPath); errors.Is(err, fs.ErrNotExist) {
 		if _, err := os.Stat("/sys/kernel"); err != nil {

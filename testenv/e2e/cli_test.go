@@ -370,6 +370,7 @@ func TestBadInput(t *testing.T) {
 		{"few files", "sh -c 'ulimit -n 40; exec nftrace -o OUT icmp'", nil, 1, "no more than 40 files may be open at once, and nftrace needs 256; raise the limit (ulimit -n 1024)"},
 		{"very few files", "sh -c 'ulimit -n 20; exec nftrace -o OUT icmp'", nil, 1, "raise the limit (ulimit -n 1024)"},
 		{"no sysfs", "unshare -m sh -c 'umount -l /sys && exec nftrace -o OUT icmp'", nil, 1, "mount it (mount -t sysfs sysfs /sys)"},
+		{"no procfs", "unshare -m sh -c 'umount -l /proc && exec nftrace -o OUT icmp'", nil, 1, "nftrace: /proc/self is missing, for there is no procfs here; mount it (mount -t proc proc /proc)"},
 		{"no engine", "nftrace -o OUT --container web", nil, 1, "--container web: no container engine answers"},
 		{"no namespace", "nftrace -o OUT --netns nosuch", nil, 1, "--netns nosuch: no such network namespace"},
 		{"no process", "nftrace -o OUT --netns pid:99999", nil, 1, "no process 99999"},
