@@ -27,6 +27,9 @@ type output struct {
 	made  bool // the file was not there before
 	pipe  int  // standard output's descriptor where it is a pipe, else -1
 	ended bool // the pipe's reader went away
+	// nowhere is set where standard output may have been closed: Go's runtime opens /dev/null for it, as some
+	// do on purpose, who are not kept from it. A shell's > /dev/null cannot be read.
+	nowhere bool
 
 	stalls    bool            // a write may wait for ever: it is no regular file
 	now       <-chan struct{} // closed when nothing is to be waited for any more
@@ -37,6 +40,8 @@ type output struct {
 // cut. Few large writes cost less than many: Go's runtime polls every 20 µs for a while when
 // a thread was in a system call for long.
 const bufSize = 256 << 10
+
+var devNull = unix.Mkdev(1, 3)
 
 // openOutput checks at once that the file can be written. Nothing in it changes before
 // begin: a run that cannot start leaves it as it was.
@@ -61,10 +66,17 @@ func openOutput(c *config, stdout io.Writer) (*output, error) {
 		}
 	} else if f, ok := stdout.(*os.File); ok {
 		var st unix.Stat_t
+		mode, err := unix.FcntlInt(f.Fd(), unix.F_GETFL, 0)
+		if err == nil && mode&unix.O_ACCMODE == unix.O_RDONLY {
+			return nil, errors.New("standard output is open for reading only: redirect it (> FILE), or give -o FILE")
+		}
 		if unix.Fstat(int(f.Fd()), &st) == nil {
 			o.stalls = st.Mode&unix.S_IFMT != unix.S_IFREG
-			if st.Mode&unix.S_IFMT == unix.S_IFIFO {
+			switch {
+			case st.Mode&unix.S_IFMT == unix.S_IFIFO:
 				o.pipe = int(f.Fd())
+			case st.Mode&unix.S_IFMT == unix.S_IFCHR && st.Rdev == devNull:
+				o.nowhere = mode&unix.O_ACCMODE == unix.O_RDWR
 			}
 		}
 	}

@@ -138,6 +138,9 @@ func traceAll(ctx, now context.Context, c *config, say *speaker, stdin io.Reader
 		return err
 	}
 	out.now = now.Done()
+	if out.nowhere {
+		say.say("standard output is closed, or /dev/null: no packet is written; redirect it (> FILE), or give -o FILE")
+	}
 	start := time.Now()
 	tracer, err := trace.Open(opts)
 	if err != nil {

@@ -195,6 +195,38 @@ func TestOutputFile(t *testing.T) {
 	}
 }
 
+// A closed standard output is /dev/null, by Go's runtime, and one that cannot be written is an error at once.
+func TestOutputNowhere(t *testing.T) {
+	for _, tt := range []struct {
+		path    string
+		mode    int
+		output  string
+		nowhere bool
+		err     string
+	}{
+		{os.DevNull, os.O_RDWR, "", true, ""},
+		{os.DevNull, os.O_RDWR, filepath.Join(t.TempDir(), "out"), false, ""},
+		{os.DevNull, os.O_WRONLY, "", false, ""},
+		{"/dev/zero", os.O_RDWR, "", false, ""},
+		{os.DevNull, os.O_RDONLY, "", false, "standard output is open for reading only"},
+		{os.DevNull, os.O_RDONLY, filepath.Join(t.TempDir(), "out"), false, ""},
+	} {
+		f, err := os.OpenFile(tt.path, tt.mode, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		switch o, err := openOutput(&config{output: tt.output}, f); {
+		case err != nil:
+			if tt.err == "" || !strings.Contains(err.Error(), tt.err) {
+				t.Errorf("%+v: %v", tt, err)
+			}
+		case tt.err != "" || o.nowhere != tt.nowhere:
+			t.Errorf("%+v: nowhere %v", tt, o.nowhere)
+		}
+	}
+}
+
 // Where the reader stands still, nftrace waits for it until it is to end at once. What is in the pipe then are
 // whole packets, and what is not is counted.
 func TestOutputEndsNow(t *testing.T) {

@@ -716,6 +716,24 @@ func TestEnds(t *testing.T) {
 			t.Errorf("status %d: %s", s, p.stderr.String())
 		}
 	})
+	t.Run("standard output is closed", func(t *testing.T) {
+		out := filepath.Join(t.TempDir(), "out")
+		const ping = " -- ping -q -c 5 -i 0.01 127.0.0.1 >&- 2>"
+		const nowhere = "nftrace: standard output is closed, or /dev/null: no packet is written; redirect it (> FILE), or give -o FILE\n"
+		for flags, want := range map[string]string{"": nowhere, "-o " + out: ""} {
+			said := filepath.Join(t.TempDir(), "said")
+			spawn(t, "h", nil, "sh", "-c", "exec nftrace "+flags+" icmp"+ping+said).want(0)
+			got := read(t, said)
+			if strings.HasPrefix(got, nowhere) != (want != "") || !strings.Contains(got, "\nnftrace: 10 packets, ") {
+				t.Errorf("nftrace %s: %s", flags, got)
+			}
+		}
+		if n := strings.Count(read(t, out), "⇒"); n != 10 {
+			t.Errorf("%d packets in the file", n)
+		}
+		p := spawn(t, "h", nil, "sh", "-c", "exec nftrace icmp 1</dev/null")
+		p.want(1, "nftrace: standard output is open for reading only: redirect it (> FILE), or give -o FILE\n")
+	})
 	t.Run("reader stands still", func(t *testing.T) {
 		r, w, err := os.Pipe()
 		if err != nil {
