@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -13,6 +14,7 @@ import (
 	"runtime"
 	"runtime/debug"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -590,6 +592,7 @@ func sayWriting(ctx context.Context, say *speaker) (stop func()) {
 type command struct {
 	cmd   *exec.Cmd
 	ended chan error
+	over  chan struct{} // closed when it has ended
 }
 
 func startCommand(args []string, stdin io.Reader, stderr io.Writer) (*command, error) {
@@ -599,8 +602,11 @@ func startCommand(args []string, stdin io.Reader, stderr io.Writer) (*command, e
 	if err := cmd.Start(); err != nil {
 		return nil, whyNoCommand(args[0], err)
 	}
-	c := &command{cmd: cmd, ended: make(chan error, 1)}
-	go func() { c.ended <- cmd.Wait() }()
+	c := &command{cmd: cmd, ended: make(chan error, 1), over: make(chan struct{})}
+	go func() {
+		c.ended <- cmd.Wait()
+		close(c.over)
+	}()
 	return c, nil
 }
 
@@ -612,11 +618,49 @@ func (c *command) done() <-chan error {
 	return c.ended
 }
 
-// kill ends a command that outlived the tracing.
+// kill ends a command that outlived the tracing, with all that it runs: the death of a shell does not end what it
+// waits for. What the command has left behind is its own.
 func (c *command) kill() {
-	if c != nil {
-		c.cmd.Process.Signal(syscall.SIGTERM)
+	if c == nil {
+		return
 	}
+	select {
+	case <-c.over:
+		return
+	default:
+	}
+	all := descendants("/proc", c.cmd.Process.Pid)
+	// A shell first, or it would run what comes next.
+	c.cmd.Process.Signal(syscall.SIGTERM)
+	for _, pid := range all {
+		syscall.Kill(pid, syscall.SIGTERM)
+	}
+}
+
+// descendants are the children of a process, their children and so on, by what proc (/proc) says.
+func descendants(proc string, of int) []int {
+	children := map[int][]int{}
+	stats, _ := filepath.Glob(filepath.Join(proc, "[0-9]*/stat"))
+	for _, path := range stats {
+		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(path)))
+		data, rerr := os.ReadFile(path)
+		if err != nil || rerr != nil {
+			continue // it ended
+		}
+		// "1 (the name) S 0 …": the name may have parentheses.
+		f := strings.Fields(string(data[bytes.LastIndexByte(data, ')')+1:]))
+		if len(f) < 2 {
+			continue
+		}
+		if parent, err := strconv.Atoi(f[1]); err == nil {
+			children[parent] = append(children[parent], pid)
+		}
+	}
+	all := slices.Clone(children[of])
+	for i := 0; i < len(all); i++ {
+		all = append(all, children[all[i]]...)
+	}
+	return all
 }
 
 // monotonic is the time since boot on the clock of bpf_ktime_get_ns.

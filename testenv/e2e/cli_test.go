@@ -838,6 +838,29 @@ func TestEnds(t *testing.T) {
 			return err != nil || bytes.Contains(state, []byte(") Z "))
 		})
 	})
+	gone := func(pid string) bool {
+		state, err := os.ReadFile("/proc/" + strings.TrimSpace(pid) + "/stat")
+		return err != nil || bytes.Contains(state, []byte(") Z "))
+	}
+	// What a shell runs ends with it.
+	t.Run("signal with a shell", func(t *testing.T) {
+		pidFile := filepath.Join(t.TempDir(), "pid")
+		p := spawn(t, "h", nil, "nftrace", "--", "sh", "-c", "sh -c 'echo $$ > "+pidFile+".new; mv "+pidFile+".new "+pidFile+"; exec sleep 1000'; true")
+		eventually(t, "the command", func() bool { return read(t, pidFile) != "" })
+		p.signal(syscall.SIGINT)
+		p.want(0)
+		eventually(t, "the end of what the command runs", func() bool { return gone(read(t, pidFile)) })
+	})
+	// A daemon that a command has started goes on.
+	t.Run("command leaves a daemon", func(t *testing.T) {
+		pidFile := filepath.Join(t.TempDir(), "pid")
+		spawn(t, "h", nil, "nftrace", "--", "sh", "-c", "sleep 1000 >/dev/null 2>&1 & echo $! > "+pidFile).want(0)
+		pid := strings.TrimSpace(read(t, pidFile))
+		t.Cleanup(func() { sh(t, "kill "+pid) })
+		if gone(pid) {
+			t.Error("it has ended")
+		}
+	})
 	for _, more := range []bool{true, false} {
 		t.Run(fmt.Sprintf("reader goes away, more packets %v", more), func(t *testing.T) {
 			r, w, err := os.Pipe()
