@@ -191,7 +191,7 @@ func (v *durationValue) Type() string   { return "duration" }
 func (v *durationValue) Set(s string) error {
 	d, err := time.ParseDuration(s)
 	if err != nil || d <= 0 {
-		return errors.New("want a time with its unit, such as 10s or 5m")
+		return errors.New("want a time with its unit, such as 10s or 5m; the largest unit is h, the longest time 2562047h")
 	}
 	*v = durationValue(d)
 	return nil

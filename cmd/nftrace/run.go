@@ -210,15 +210,23 @@ func traceAll(ctx, now context.Context, c *config, say *speaker, stdin io.Reader
 // while; one that an earlier run left would say now that they are.
 func clearReadyFile(path string) error {
 	dir := filepath.Dir(path)
-	if st, err := os.Stat(dir); err != nil || !st.IsDir() {
-		return whyNoFile(path, fs.ErrNotExist)
+	if st, err := os.Stat(dir); err != nil {
+		return whyNoFile(path, err)
+	} else if !st.IsDir() {
+		return whyNoFile(path, unix.ENOTDIR)
 	}
 	if err := unix.Access(dir, unix.W_OK); err != nil {
 		return whyNoFile(path, err)
 	}
 	st, err := os.Lstat(path)
 	switch {
-	case err != nil || !st.Mode().IsRegular():
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case err != nil:
+		return whyNoFile(path, err)
+	case st.IsDir():
+		return whyNoFile(path, unix.EISDIR)
+	case !st.Mode().IsRegular():
 		return nil
 	case st.Size() > 0:
 		return fmt.Errorf("%s is there already, and is no ready-file, for it holds something: name another one", path)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -67,7 +68,13 @@ func oneLine(s string) string {
 func whyNoFile(path string, err error) error {
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return fmt.Errorf("%s: the directory %s does not exist", path, filepath.Dir(path))
+		dir := filepath.Dir(path)
+		if to, err := os.Readlink(path); err == nil {
+			return fmt.Errorf("%s is a link to %s, where no file can be made: name that file itself, in a directory that is there", path, to)
+		} else if _, err := os.Stat(dir); err == nil {
+			return fmt.Errorf("%s: no files can be made in %s: choose another place", path, dir)
+		}
+		return fmt.Errorf("%s: the directory %s does not exist", path, dir)
 	case errors.Is(err, unix.ENOTDIR):
 		return fmt.Errorf("%s: %s is not a directory", path, filepath.Dir(path))
 	case errors.Is(err, unix.EISDIR):

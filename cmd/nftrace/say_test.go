@@ -134,6 +134,22 @@ func TestWhyNo(t *testing.T) {
 	}
 }
 
+// Where the directory is there, the error does not say that it is not.
+func TestWhyNoFileThere(t *testing.T) {
+	link := filepath.Join(t.TempDir(), "link")
+	if err := os.Symlink("/nosuch/x", link); err != nil {
+		t.Fatal(err)
+	}
+	for path, want := range map[string]string{
+		link:      link + " is a link to /nosuch/x, where no file can be made: name that file itself, in a directory that is there",
+		"/proc/x": "/proc/x: no files can be made in /proc: choose another place",
+	} {
+		if _, err := openOutput(&config{output: path}, nil); err == nil || err.Error() != "-o "+want {
+			t.Errorf("got  %v\nwant -o %s", err, want)
+		}
+	}
+}
+
 // A run that does not begin leaves the file as it was, or no file.
 func TestOutputFile(t *testing.T) {
 	tmp := t.TempDir()
@@ -399,7 +415,7 @@ func TestClearReadyFile(t *testing.T) {
 	tmp := t.TempDir()
 	path := func(name string) string { return filepath.Join(tmp, name) }
 	if err := errors.Join(os.WriteFile(path("left"), nil, 0o644), os.WriteFile(path("other"), []byte("x"), 0o644),
-		unix.Mkfifo(path("fifo"), 0o600)); err != nil {
+		unix.Mkfifo(path("fifo"), 0o600), os.Mkdir(path("dir"), 0o755)); err != nil {
 		t.Fatal(err)
 	}
 	for _, tt := range []struct {
@@ -412,6 +428,9 @@ func TestClearReadyFile(t *testing.T) {
 		{"other", path("other") + " is there already", true},
 		{"fifo", "", true},
 		{"none/x", "the directory " + path("none") + " does not exist", false},
+		{"other/x", path("other") + " is not a directory", false},
+		{"dir", path("dir") + " is a directory: name a file in it", true},
+		{strings.Repeat("x", 300), "file name too long", false},
 	} {
 		err := clearReadyFile(path(tt.name))
 		if (err == nil) != (tt.err == "") || err != nil && !strings.Contains(err.Error(), tt.err) {
