@@ -151,10 +151,21 @@ func (s *System) Namespaces() []*Namespace {
 	seen := map[uint32]bool{}
 	var all []*Namespace
 	s.each(func(path string) bool {
-		if i, err := s.inode(path); err == nil && !seen[i] {
-			seen[i] = true
-			all = append(all, s.namespace(i, path))
+		i, err := s.inode(path)
+		if err != nil || seen[i] {
+			return false
 		}
+		seen[i] = true
+		n := &Namespace{Inode: i, Path: path, sys: s}
+		// NetnsName would look through all files for each.
+		switch dir, file := filepath.Split(path); {
+		case n.Own():
+		case len(s.NetnsDirs) > 0 && filepath.Clean(dir) == filepath.Clean(s.NetnsDirs[0]):
+			n.Name = file
+		default: // none of those files leads to it
+			n.Name = s.unboundName(i)
+		}
+		all = append(all, n)
 		return false
 	})
 	return all
@@ -177,6 +188,11 @@ func (s *System) NetnsName(inum uint32) string {
 			}
 		}
 	}
+	return s.unboundName(inum)
+}
+
+// unboundName names a namespace that ip netns does not know.
+func (s *System) unboundName(inum uint32) string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if n, ok := s.names[inum]; ok {

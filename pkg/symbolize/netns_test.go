@@ -98,6 +98,39 @@ func TestNamespaceNames(t *testing.T) {
 	}
 }
 
+// All namespaces at once have the names that each has, and to name twice as many is not four times the work.
+func TestNamespacesNames(t *testing.T) {
+	s, inode := fakeSystem(t)
+	s.learn(inode("proc/50/ns/net"), "web")
+	names := 0
+	for _, n := range s.Namespaces() {
+		if want := s.NetnsName(n.Inode); n.Name != want || n.sys != s {
+			t.Errorf("%s is named %q, want %q", n.Path, n.Name, want)
+		}
+		if n.Name != "" {
+			names++
+		}
+	}
+	if names != 3 {
+		t.Errorf("%d have names", names)
+	}
+	work := func(n int) float64 {
+		for i := range n {
+			if err := os.WriteFile(filepath.Join(s.NetnsDirs[0], fmt.Sprintf("n%d", i)), nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return testing.AllocsPerRun(1, func() {
+			if got := len(s.Namespaces()); got != n+4 {
+				t.Fatalf("%d namespaces", got)
+			}
+		})
+	}
+	if one, two := work(200), work(400); two > 3*one {
+		t.Errorf("%v allocations for 200 namespaces, %v for 400", one, two)
+	}
+}
+
 // engine answers as Docker does.
 func engine(t *testing.T, containers map[string]string) string {
 	t.Helper()
