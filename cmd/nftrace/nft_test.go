@@ -603,7 +603,7 @@ func TestBehindNFTAndEBT(t *testing.T) {
 			did.Packet = pkt(7, 64)
 		}
 		security := runOf(t, "security", part, events.NFAccept, []rule{{cond: true}})
-		packetsOf([]tableRun{security}, nil, nil)
+		packetsOf([]tableRun{security}, nil)
 		behindNFT([]events.Step{*ebtStep(events.HookForward, events.NFAccept), *nftStepOf(part, nativeTable, baseChain, did), *security.step}, 2)
 		want := packetRule{0, 64, ""}
 		if changed {

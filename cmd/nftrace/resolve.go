@@ -28,7 +28,6 @@ type resolver struct {
 	paths      int    // that were kept since all were forgotten
 	key        []byte // where keys of pathCache are made
 	runs       []tableRun
-	earlier    *events.Packet // before NAT, of the part at hand: see beforeNAT
 }
 
 // tableRun is a run of a table with what became known of it.
@@ -92,10 +91,6 @@ func (r *resolver) journey(j *events.Journey) {
 			steps[i].NetnsName = name
 			i++
 		}
-		r.earlier = nil
-		if j.Lost == 0 {
-			r.earlier = beforeNAT(steps, first)
-		}
 		conclude = r.tablesOf(part, steps[first:i]) || conclude
 	}
 	if conclude {
@@ -156,7 +151,7 @@ func (r *resolver) part(part *events.Part, others, steps []events.Step) {
 	pattern := part.Pattern
 	if pattern == nil {
 		r.work(steps)
-		packetsOf(r.runs, others, r.earlier)
+		packetsOf(r.runs, others)
 		return
 	}
 	all, _ := pattern.Known.(*knownParts)
@@ -168,11 +163,11 @@ func (r *resolver) part(part *events.Part, others, steps []events.Step) {
 	switch {
 	case known == nil:
 		r.work(steps)
-		packetsOf(r.runs, others, r.earlier)
+		packetsOf(r.runs, others)
 		all.keep(part, r.runs)
-	case known.modifies || part.Before.Data == nil:
+	case known.modifies || part.Before.Data == nil || part.End != nil:
 		r.runs = known.again(r.runs[:0], steps)
-		packetsOf(r.runs, others, r.earlier)
+		packetsOf(r.runs, others)
 	default:
 		known.unmodified(part, steps)
 	}
@@ -442,45 +437,15 @@ func behindUnseenNAT(s *events.Step) bool {
 	return t.Part.NATUnseen && (t.Name == "filter" || t.Name == "security")
 }
 
-// beforeNAT is the packet as the last table before NAT left it, where steps[first] is the first
-// behind NAT in the same call of a hook; nil if that is not known.
-func beforeNAT(steps []events.Step, first int) *events.Packet {
-	at := &steps[first]
-	if !at.Table.Part.AfterNAT {
-		return nil
-	}
-	i := first - 1
-	if i >= 0 && steps[i].Kind == events.StepNAT {
-		i--
-	}
-	if i < 0 || steps[i].Table == nil {
-		return nil
-	}
-	t, p, q := steps[i].Table, steps[i].Place, at.Place
-	if p.Netns != q.Netns || p.PF != q.PF || p.Hook != q.Hook || p.Reinjected != q.Reinjected {
-		return nil
-	}
-	if t.NFT != nil || t.EBT != nil || t.Part.AfterNAT || t.Part.Changed {
-		return nil
-	}
-	return t.After
-}
-
-// marksOnly makes the packet that a part behind NAT began with, where its tables have changed
-// nothing but the mark, which NAT leaves as earlier had it; nil if that does not come to the
-// mark that was seen.
-func marksOnly(runs []tableRun, earlier *events.Packet) *events.Packet {
-	if earlier == nil {
-		return nil
-	}
-	next := runs[0].step.Table.Part.Before
-	next.Mark = earlier.Mark
-	mark := next.Mark
+// marksOnly tells whether a part's tables did nothing with the packet but set its mark, and that
+// comes to the mark that it had at the part's end.
+func marksOnly(runs []tableRun, end uint32) bool {
+	mark := runs[0].step.Table.Part.Before.Mark
 	for i := range runs {
 		run := &runs[i]
 		if run.path == nil {
 			if run.opaque() {
-				return nil
+				return false
 			}
 			continue
 		}
@@ -490,24 +455,21 @@ func marksOnly(runs []tableRun, earlier *events.Packet) *events.Packet {
 				continue
 			}
 			if e.Target != "MARK" {
-				return nil
+				return false
 			}
 			var ok bool
 			if mark, _, ok = run.table.Apply(e.Index, mark, nil); !ok {
-				return nil
+				return false
 			}
 		}
 	}
-	if mark != runs[0].step.Table.Part.Before.Mark {
-		return nil
-	}
-	return &next
+	return mark == end
 }
 
 // packetsOf tells, for each rule of a part's tables, the packet as it was when the rule
 // matched. Targets such as MARK and TTL change it on the way. others are runs of nf_tables and
-// ebtables there; earlier is the packet before NAT, see beforeNAT.
-func packetsOf(runs []tableRun, others []events.Step, earlier *events.Packet) {
+// ebtables there.
+func packetsOf(runs []tableRun, others []events.Step) {
 	part := runs[0].step.Table.Part
 	changers, restores := 0, false
 	for i := range runs {
@@ -523,7 +485,13 @@ func packetsOf(runs []tableRun, others []events.Step, earlier *events.Packet) {
 			changers++
 		}
 	}
-	c := chain{part: part, now: &part.Before, changers: changers, lost: part.Changed, backwards: part.AfterNAT}
+	c := chain{part: part, now: &part.Before, changers: changers, lost: part.Changed}
+	if part.AfterNAT {
+		c.end = &part.Before
+		if part.End != nil {
+			c.end = part.End
+		}
+	}
 	switch {
 	case part.Before.Data == nil:
 		c.unsure = "it was not seen between NAT and its end"
@@ -531,10 +499,10 @@ func packetsOf(runs []tableRun, others []events.Step, earlier *events.Packet) {
 	case part.AfterNAT && part.Changed:
 		c.unsure = changedByNFT
 		c.changers = -1
-	case part.AfterNAT && changers > 0:
-		// It was seen behind the part only. nf_tables may have set the mark, too.
-		if began := marksOnly(runs, earlier); began != nil && len(others) == 0 {
-			c.now, c.backwards = began, false
+	case part.AfterNAT && (changers > 0 || part.End != nil):
+		// All but the mark was seen behind the part only. nf_tables may have set the mark, too.
+		if part.MarkKnown && len(others) == 0 && marksOnly(runs, c.end.Mark) {
+			c.end = nil
 			break
 		}
 		c.unsure = "it was seen only behind the rules that may have changed it"
@@ -579,10 +547,10 @@ type chain struct {
 	lost bool
 	// natted is set where NAT made of the packet what nobody saw.
 	natted bool
-	// backwards is set where the packet is known behind the part's last change only.
-	backwards bool
-	changers  int // visits, and tables that are not known, still to come that may change it
-	restored  []restored
+	// end is the packet at the part's end, where it is known behind the last change only.
+	end      *events.Packet
+	changers int // visits, and tables that are not known, still to come that may change it
+	restored []restored
 }
 
 func (c *chain) table(run *tableRun) {
@@ -668,9 +636,9 @@ func (c *chain) own() {
 func (c *chain) change(who string, mark uint32, data []byte, ok bool) {
 	c.changers--
 	switch {
-	case c.backwards:
+	case c.end != nil:
 		if c.changers == 0 {
-			c.now, c.unsure = &c.part.Before, ""
+			c.now, c.unsure = c.end, ""
 		}
 		return
 	case !ok && c.unsure == "":

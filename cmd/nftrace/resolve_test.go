@@ -116,7 +116,7 @@ func TestPacketsOf(t *testing.T) {
 			part := &events.Part{Before: *pkt(0, 64), Verdict: tt.verdict}
 			part.After = tt.after
 			run := runOf(t, "filter", part, tt.verdict, tt.rules)
-			packetsOf([]tableRun{run}, nil, nil)
+			packetsOf([]tableRun{run}, nil)
 			table := run.step.Table
 			checkPackets(t, table, tt.want)
 			last, _ := table.Packet(len(table.Rules) - 1)
@@ -148,7 +148,7 @@ func TestPacketsOfTPROXY(t *testing.T) {
 			part := &events.Part{Before: *pkt(0, 64), Verdict: events.NFAccept}
 			tt.after(part)
 			runs := []tableRun{runOf(t, "mangle", part, events.NFAccept, rules), runOf(t, "nat", part, events.NFAccept, []rule{{}})}
-			packetsOf(runs, nil, nil)
+			packetsOf(runs, nil)
 			if p, _ := runs[0].step.Table.Packet(0); p == nil || p.Mark != 0 || p.HasOwner {
 				t.Errorf("TPROXY met %+v", p)
 			}
@@ -208,7 +208,7 @@ func TestPacketsOfPart(t *testing.T) {
 			}
 			filter := runs[1].step.Table
 			filter.SetBefore(filter.Before, "NEW", false)
-			packetsOf(runs, nil, nil)
+			packetsOf(runs, nil)
 			checkPackets(t, runs[0].step.Table, tt.first)
 			checkPackets(t, filter, tt.second)
 			if filter.Before.CT != "NEW" || filter.Before.Mark != uint32(tt.before) {
@@ -222,78 +222,59 @@ func TestPacketsOfPart(t *testing.T) {
 	// Gone behind NAT before it was seen there.
 	part := &events.Part{AfterNAT: true, Verdict: events.NFDrop}
 	run := runOf(t, "filter", part, events.NFDrop, []rule{mark(1, 1), {target: "DROP"}})
-	packetsOf([]tableRun{run}, nil, nil)
+	packetsOf([]tableRun{run}, nil)
 	checkPackets(t, run.step.Table, keep(not("not seen")))
 }
 
 // Behind NAT the packet is seen at the part's end only. MARK is told all the same, from the mark
 // that it had before NAT, if that comes to the one that was seen.
 func TestPacketsOfMarkBehindNAT(t *testing.T) {
-	earlier := pkt(0x10, 64)
 	not := packetRule{0, 0, "seen only behind"}
+	nft := func(part *events.Part) []events.Step {
+		return []events.Step{*nftStepOf(part, nativeTable, baseChain, didPolicy(events.NFAccept))}
+	}
+	plain := rule{cond: true}
 	for _, tt := range []struct {
-		name    string
-		earlier *events.Packet
-		rules   []rule
-		seen    uint32
-		want    []packetRule
+		name  string
+		known bool // all that nf_tables did
+		nft   bool // it ran, too
+		rules []rule
+		seen  uint32
+		want  []packetRule
 	}{
-		{"marked", earlier, []rule{mark(1, 0xf), {}}, 0x11, []packetRule{{0x10, 64, ""}, {0x11, 64, ""}, {0x11, 64, ""}}},
-		{"marked twice", earlier, []rule{mark(1, 0xf), mark(0x20, 0xff)}, 0x20, []packetRule{{0x10, 64, ""}, {0x11, 64, ""}, {0x20, 64, ""}}},
-		{"not known before", nil, []rule{mark(1, 0xf)}, 0x11, []packetRule{not, {0x11, 64, ""}}},
-		{"another mark behind", earlier, []rule{mark(1, 0xf)}, 0x21, []packetRule{not, {0x21, 64, ""}}},
-		{"more than the mark", earlier, []rule{mark(1, 0xf), ttl(2, 3)}, 0x11, []packetRule{not, not, {0x11, 64, ""}}},
+		{"marked", true, false, []rule{mark(1, 0xf), {}}, 0x11, []packetRule{{0x10, 64, ""}, {0x11, 64, ""}, {0x11, 64, ""}}},
+		{"marked twice", true, false, []rule{mark(1, 0xf), mark(0x20, 0xff)}, 0x20, []packetRule{{0x10, 64, ""}, {0x11, 64, ""}, {0x20, 64, ""}}},
+		{"marked as it was", true, false, []rule{mark(0x10, 0xff)}, 0x10, []packetRule{{0x10, 64, ""}, {0x10, 64, ""}}},
+		{"perhaps by others", false, false, []rule{mark(1, 0xf)}, 0x11, []packetRule{not, {0x11, 64, ""}}},
+		{"perhaps by others, as it was", false, false, []rule{mark(0x10, 0xff)}, 0x10, []packetRule{not, {0x10, 64, ""}}},
+		{"another mark behind", true, false, []rule{mark(1, 0xf)}, 0x21, []packetRule{not, {0x21, 64, ""}}},
+		{"more than the mark", true, false, []rule{mark(1, 0xf), ttl(2, 3)}, 0x11, []packetRule{not, not, {0x11, 64, ""}}},
+		{"by nobody", true, false, []rule{plain}, 0x10, []packetRule{{0x10, 64, ""}, {0x10, 64, ""}}},
+		{"by nobody known", true, false, []rule{plain}, 0x11, []packetRule{not, not}},
+		// nf_tables may have set it, too, and MARK have overwritten that.
+		{"beside nf_tables", true, true, []rule{plain, mark(5, 0xff)}, 5, []packetRule{not, not, {5, 64, ""}}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			part := &events.Part{Before: *pkt(tt.seen, 64), AfterNAT: true, Verdict: events.NFAccept}
+			part := &events.Part{Before: *pkt(0x10, 64), AfterNAT: true, MarkKnown: tt.known, Verdict: events.NFAccept}
+			if tt.seen != part.Before.Mark {
+				part.End = pkt(tt.seen, 64)
+			}
+			var others []events.Step
+			if tt.nft {
+				others = nft(part)
+			}
 			run := runOf(t, "filter", part, events.NFAccept, tt.rules)
-			packetsOf([]tableRun{run}, nil, tt.earlier)
+			packetsOf([]tableRun{run}, others)
 			checkPackets(t, run.step.Table, tt.want)
-			if part.Before.Mark != tt.seen || earlier.Mark != 0x10 {
-				t.Error("the part's packets were changed")
+			table := run.step.Table
+			if table.Before.Mark != 0x10 || part.Before.Mark != 0x10 {
+				t.Errorf("before: mark %#x, the part's %#x", table.Before.Mark, part.Before.Mark)
+			}
+			sure := tt.want[len(tt.want)-1].unsure == ""
+			if known := table.After != nil; known != sure || known && table.After.Mark != tt.seen {
+				t.Errorf("behind it: %+v, want mark %#x %v", table.After, tt.seen, sure)
 			}
 		})
-	}
-	// nf_tables may have set it, too, and MARK have overwritten that.
-	part := &events.Part{Before: *pkt(5, 64), AfterNAT: true, Verdict: events.NFAccept}
-	run := runOf(t, "filter", part, events.NFAccept, []rule{{cond: true}, mark(5, 0xff)})
-	packetsOf([]tableRun{run}, []events.Step{*nftStepOf(part, nativeTable, baseChain, didPolicy(events.NFAccept))}, earlier)
-	checkPackets(t, run.step.Table, []packetRule{not, not, {5, 64, ""}})
-}
-
-// The mark before NAT is what the table before it left, in the same call of the hook.
-func TestBeforeNAT(t *testing.T) {
-	out := &events.Place{PF: events.PFIPv4, Hook: events.HookLocalOut, Netns: 1}
-	before, behind := &events.Part{}, &events.Part{AfterNAT: true}
-	left := pkt(7, 64)
-	nat := events.Step{Place: out, Kind: events.StepNAT}
-	at := events.Step{Place: out, Table: &events.TableRun{Part: behind}}
-	table := func(place events.Place, run events.TableRun) events.Step {
-		run.After = left
-		return events.Step{Place: &place, Table: &run}
-	}
-	reinjected := *out
-	reinjected.Reinjected = true
-	for name, tt := range map[string]struct {
-		steps []events.Step
-		known bool
-	}{
-		"rewritten":              {[]events.Step{table(*out, events.TableRun{Part: before}), nat, at}, true},
-		"not rewritten":          {[]events.Step{table(*out, events.TableRun{Part: before}), at}, true},
-		"no table before":        {[]events.Step{nat, at}, false},
-		"nothing before":         {[]events.Step{at}, false},
-		"another hook between":   {[]events.Step{table(*out, events.TableRun{Part: before}), {Place: out, Kind: events.StepHook}, nat, at}, false},
-		"a queue between":        {[]events.Step{table(reinjected, events.TableRun{Part: before}), nat, at}, false},
-		"behind NAT, too":        {[]events.Step{table(*out, events.TableRun{Part: behind}), nat, at}, false},
-		"changed by nf_tables":   {[]events.Step{table(*out, events.TableRun{Part: &events.Part{Changed: true}}), nat, at}, false},
-		"nf_tables ran the last": {[]events.Step{table(*out, events.TableRun{Part: before, NFT: &events.NFTRun{}}), nat, at}, false},
-	} {
-		if got := beforeNAT(tt.steps, len(tt.steps)-1); (got == left) != tt.known || got != nil && got != left {
-			t.Errorf("%s: %+v, want known %v", name, got, tt.known)
-		}
-	}
-	if got := beforeNAT([]events.Step{table(*out, events.TableRun{Part: before}), table(*out, events.TableRun{Part: before})}, 1); got != nil {
-		t.Errorf("a part before NAT: %+v", got)
 	}
 }
 
@@ -334,7 +315,7 @@ func TestPacketsOfUnseenNAT(t *testing.T) {
 				runs[0].path.Visits = runs[0].path.Visits[:1]
 				runs[0].step.Table.Rules = runs[0].step.Table.Rules[:1]
 			}
-			packetsOf(runs, nil, nil)
+			packetsOf(runs, nil)
 			if p, _ := runs[0].step.Table.Packet(0); p == nil || p.Data[19] != 2 {
 				t.Errorf("nat met %+v", p)
 			}
@@ -364,7 +345,7 @@ func TestPacketsOfBeforeUnseenNAT(t *testing.T) {
 	for i := range runs {
 		runs[i].step.Hook = events.HookLocalOut
 	}
-	packetsOf(runs, nil, nil)
+	packetsOf(runs, nil)
 	for _, r := range runs[1:] {
 		checkPackets(t, r.step.Table, []packetRule{not("NOBODYKNOWS")})
 	}
@@ -569,6 +550,29 @@ func journeyOf(verdict int, part *events.Part, hs ...[]events.Hit) *events.Journ
 	j.Steps = append(j.Steps, events.Step{Place: aRun(nil).Place, Kind: events.StepHook, Verdict: verdict})
 	j.Conclude()
 	return j
+}
+
+// What is kept of parts like it does not tell when the mark changed that a part behind NAT ended with.
+func TestKnownPartMarkedBehindNAT(t *testing.T) {
+	r := resolverOf(namedTable(t, "mangle", []rule{{cond: true}}, nil))
+	pattern := &events.Pattern{}
+	for _, tt := range []struct {
+		end  *events.Packet
+		want packetRule
+	}{
+		{nil, packetRule{0, 64, ""}},
+		{pkt(5, 64), packetRule{0, 0, "seen only behind"}},
+		{nil, packetRule{0, 64, ""}},
+	} {
+		part := &events.Part{Before: *pkt(0, 64), AfterNAT: true, MarkKnown: true, End: tt.end, Pattern: pattern}
+		part.Before.Len = 84
+		j := journeyOf(events.NFAccept, part, hits(0, 1, 1, 1))
+		r.journey(j)
+		checkPackets(t, j.Steps[0].Table, []packetRule{tt.want, tt.want})
+	}
+	if pattern.Known == nil {
+		t.Error("nothing was kept")
+	}
 }
 
 // A journey's tables are resolved part by part, and its outcome with them.
@@ -796,7 +800,7 @@ func TestRestoredMarks(t *testing.T) {
 			part := &events.Part{Before: tt.before, After: tt.after, Tracked: tt.tracked, AfterNAT: tt.afterNAT, Verdict: accept}
 			run := runOf(t, tt.table, part, accept, tt.rules)
 			run.step.Place = &events.Place{Hook: tt.hook, PF: events.PFIPv4}
-			packetsOf([]tableRun{run}, tt.others, nil)
+			packetsOf([]tableRun{run}, tt.others)
 			checkPackets(t, run.step.Table, tt.want)
 		})
 	}

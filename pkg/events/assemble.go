@@ -103,10 +103,13 @@ type call struct {
 	// next record is the next part.
 	natted bool
 	nat    bpf.NftraceRecNat
+	// lost is set where records are missing behind that one. nftLost is set where something that
+	// nf_tables did in the part may be missing, which may have changed the packet unseen.
+	lost, nftLost bool
 
 	// Of its last part:
 	ended bool
-	part  *Part   // nil: no tables
+	part  *Part   // nil: no tables, and its packet is not known
 	flow  int     // its StepFlowtable in Steps; -1: none
 	size  int     // of the packet, as the bytes of the tables' hits have it
 	first int     // its first table of xtables in Steps
@@ -346,7 +349,7 @@ func (a *Assembler) record(h *bpf.NftraceRecHdr, raw []byte) error {
 	}
 	if d.gap = h.Seq > d.nextSeq; d.gap {
 		d.j.Lost += uint64(h.Seq - d.nextSeq)
-		d.seen = nil
+		d.seen, d.call.lost = nil, true
 		// The record of their hook may be among those that are missing.
 		d.nft.reset()
 		d.nft.gap = true
@@ -410,7 +413,7 @@ func (a *Assembler) step(d *draft, h *bpf.NftraceRecHdr, raw []byte) error {
 		if err != nil {
 			return err
 		}
-		if c := &d.call; c.open && !d.gap {
+		if c := &d.call; c.open && !c.lost {
 			c.natted, c.nat = true, *r
 			d.dropUnrun()
 			a.endPart(d, NFAccept)
@@ -493,13 +496,15 @@ func (a *Assembler) hook(d *draft, h *bpf.NftraceRecHdr, raw []byte) error {
 	}
 	// NAT does not run behind it: that would be another packet's, where the end of one was not seen.
 	split := h.Flags&uint32(bpf.NftraceRecFlagREC_F_SPLIT) != 0 && !pattern.nat
-	behind := split && c.open && c.natted && !d.gap
+	behind := split && c.open && c.natted && !c.lost
+	missed := h.Flags&uint32(bpf.NftraceRecFlagREC_F_NFTMISSED) != 0
 	// It may be gone before anybody could look at it behind the rewrite.
 	hasBefore = hasBefore && (!split || r.Before.Cap > 0)
 	var p *Part
 	if hasBefore || hasTables || len(d.nft.events) > 0 {
 		p = d.parts.take()
 		p.After, p.AfterNAT, p.NATUnseen, p.Changed, p.Verdict, p.Pattern = nil, split, false, false, VerdictUnknown, nil
+		p.End, p.MarkKnown = nil, false
 		p.Unseen = pattern.unseen
 		p.Tracked = h.Flags&uint32(bpf.NftraceRecFlagREC_F_TRACKED) != 0
 		if hasBefore {
@@ -540,29 +545,33 @@ func (a *Assembler) hook(d *draft, h *bpf.NftraceRecHdr, raw []byte) error {
 	}
 	if hasBefore {
 		d.see(&p.Before)
+		if behind {
+			d.markOf(p, missed)
+		}
 	}
 	a.name(&pattern.place)
 	d.unnamed = d.unnamed || pattern.place.unnamed()
-	c.open, c.natted, c.ended, c.pattern, c.part = true, false, false, pattern, nil
+	c.open, c.natted, c.ended, c.pattern, c.part = true, false, false, pattern, p
+	// Where a rule counted the packet, or nf_tables told of it, a REC_AFTER tells if it was changed.
+	c.lost, c.nftLost = false, d.nft.gap || missed && len(hits)+len(d.nft.events) == 0
 	c.time, c.cpu = ns(h.Ts), int(h.Cpu)
 	c.nftVerdict, c.nftSeen, c.flow = NFAccept, nil, -1
 	if len(d.nft.events) > 0 {
-		c.part = p
 		a.nftRuns(d, p)
-	} else if h.Flags&uint32(bpf.NftraceRecFlagREC_F_NFTMISSED) != 0 {
+	} else if missed {
 		// Perhaps all that it did here.
 		d.j.Lost++
 		d.skipped++
 	}
 	if d.nft.flow != nil {
-		c.part, c.flow = p, len(d.j.Steps)
+		c.flow = len(d.j.Steps)
 		s := d.addStep()
 		s.set(&pattern.place, StepFlowtable, c.time, c.cpu)
 		s.Flowtable = d.nft.flow
 	}
 	c.first, c.seen = len(d.j.Steps), d.seen
 	if hasTables {
-		c.part, c.size = p, pattern.size
+		c.size = pattern.size
 		if kept {
 			c.size = int(r.Before.Len)
 			if hasBefore && !p.Changed && !(p.Unseen && r.Place.Hook == HookLocalOut) {
@@ -575,6 +584,20 @@ func (a *Assembler) hook(d *draft, h *bpf.NftraceRecHdr, raw []byte) error {
 	c.established = hasTables && len(hits) > 0 && p.Tracked && !split && p.Before.CT == "" &&
 		c.nftSeen == nil && !d.nft.gap
 	return nil
+}
+
+// markOf gives the packet of a part behind NAT, which was seen at its end, the mark that the part
+// before left: NAT leaves it alone. missed is whether something that nf_tables did may be missing.
+func (d *draft) markOf(p *Part, missed bool) {
+	before := d.call.part
+	if before == nil || before.After == nil {
+		return
+	}
+	p.MarkKnown = !missed
+	if mark := before.After.Mark; mark != p.Before.Mark {
+		p.after = p.Before
+		p.End, p.Before.Mark = &p.after, mark
+	}
 }
 
 // see takes note of the packet as it was seen last.
@@ -823,10 +846,14 @@ func (a *Assembler) endPart(d *draft, verdict int) {
 	}
 	c.ended = true
 	c.part.Verdict = verdict
-	if verdict == NFAccept && c.part.After == nil && !d.gap && !c.pattern.unseen {
-		c.part.After = &c.part.Before
-		if c.nftSeen != nil && !c.part.AfterNAT {
+	if verdict == NFAccept && c.part.After == nil && !c.lost && !c.nftLost && !c.pattern.unseen {
+		switch {
+		case c.part.End != nil:
+			c.part.After = c.part.End
+		case c.nftSeen != nil && !c.part.AfterNAT:
 			c.part.After = c.nftSeen
+		default:
+			c.part.After = &c.part.Before
 		}
 		if c.established {
 			d.tracked(&Packet{CT: "ESTABLISHED"})

@@ -92,7 +92,7 @@ func clone(js []*Journey) []*Journey {
 			t.Hits, t.Before = slices.Clone(t.Hits), pointed(t.Before)
 			if parts[t.Part] == nil {
 				p := *t.Part
-				p.Before, p.After = packet(p.Before), pointed(p.After)
+				p.Before, p.After, p.End = packet(p.Before), pointed(p.After), pointed(p.End)
 				parts[t.Part] = &p
 			}
 			t.Part = parts[t.Part]
@@ -1017,6 +1017,14 @@ func TestNAT(t *testing.T) {
 			s.part(behind)
 			s.xmit()
 		}, "raw=accept 1x1, mangle=accept 1x1, nat=accept 1x1, nat 10.0.0.2>10.0.0.9, filter=accept 4x1, OUTPUT=accept"},
+		{"torn, and the hook is lost that NAT was in", func(s *script) {
+			s.part(part{hook: HookLocalOut, flags: bpf.NftraceRecFlagREC_F_TORN, tables: all})
+			s.seq++
+			s.after(ping())
+			s.nat(0)
+			s.part(part{hook: HookPostRouting, before: &rewritten})
+			s.xmit()
+		}, "raw=accept unresolved, mangle=accept unresolved, filter=accept unresolved, OUTPUT=accept, POSTROUTING=accept"},
 		{"torn at a hook where nat is the last", func(s *script) {
 			torn := part{hook: HookLocalIn, flags: bpf.NftraceRecFlagREC_F_TORN, tables: all}
 			s.part(torn)
@@ -1113,6 +1121,75 @@ func TestNAT(t *testing.T) {
 	}
 }
 
+// NAT leaves the mark alone: a part behind it begins with the mark that the part before left, though its
+// packet is seen at its end only.
+func TestMarkBehindNAT(t *testing.T) {
+	const missed = bpf.NftraceRecFlagREC_F_NFTMISSED
+	marked := func(mark uint32, p bpf.NftracePkt) bpf.NftracePkt { p.Mark = mark; return p }
+	three, five := marked(3, ping()), marked(5, dnatted())
+	tables := []string{"filter"}
+	counted := part{hook: HookLocalOut, tables: tables, runs: -1, hits: []bpf.NftraceHit{hit(0, 1, 1)}}
+	uncounted := part{hook: HookLocalOut, tables: tables, runs: -1}
+	behind := counted
+	behind.before = &five
+	nothing := func(*script) {}
+	flagged := func(p part, f bpf.NftraceRecFlag) func(*script) {
+		return func(s *script) { p.flags |= f; s.part(p) }
+	}
+	for _, tt := range []struct {
+		name   string
+		first  func(*script) // the part before NAT
+		lose   func(*script) // what comes between NAT and the part behind it
+		behind func(*script)
+		mark   uint32 // the part began with
+		known  bool
+	}{
+		{"as at the call", flagged(uncounted, 0), nothing, flagged(behind, 0), 0, true},
+		{"marked before", func(s *script) { s.part(counted); s.after(three) }, nothing, flagged(behind, 0), 3, true},
+		{"marked by nf_tables before", func(s *script) { s.saw(3, 0); s.nft(nftRule(5, NFAccept)); s.part(uncounted) }, nothing, flagged(behind, 0), 3, true},
+		{"no tables before", func(s *script) { s.first(HookLocalOut, 0) }, nothing, flagged(behind, 0), 0, true},
+		{"not seen before", func(s *script) { s.first(HookForward, 0); s.part(part{hook: HookLocalOut}) }, nothing, flagged(behind, 0), 5, false},
+		{"a record of nf_tables is lost before", func(s *script) { s.seq++; s.nft(nftRule(5, NFAccept)); s.part(uncounted) }, nothing, flagged(behind, 0), 5, false},
+		{"all that nf_tables did is missed before", flagged(uncounted, missed), nothing, flagged(behind, 0), 5, false},
+		{"some of it, and a rule counted the packet", flagged(counted, missed), nothing, flagged(behind, 0), 0, true},
+		{"some of it, and some is told", func(s *script) { s.nft(nftRule(5, NFAccept)); flagged(uncounted, missed)(s) }, nothing, flagged(behind, 0), 0, true},
+		{"what was behind it is lost", func(s *script) { s.part(counted); s.seq++ }, nothing, flagged(behind, 0), 5, false},
+		{"nf_tables' words behind it are lost", flagged(uncounted, 0), func(s *script) { s.seq++; s.nft(nftRule(5, NFAccept)) }, flagged(behind, 0), 5, false},
+		{"nf_tables' words behind it are missed", flagged(uncounted, 0), nothing, flagged(behind, missed), 0, false},
+		{"its hook's record is lost", func(s *script) { s.filter(HookPreRouting); s.seq++; s.after(three) }, nothing, flagged(behind, 0), 5, false},
+		{"twice", func(s *script) { s.part(counted); s.after(three); s.nat(0); s.part(part{hook: HookLocalOut, before: &three}) }, nothing, flagged(behind, 0), 3, true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			s := newScript(t, NewAssembler(), 7)
+			tt.first(s)
+			s.nat(1)
+			tt.lose(s)
+			tt.behind(s)
+			s.xmit()
+			s.end(0)
+			j := s.journey()
+			i := len(j.Steps) - 1
+			for j.Steps[i].Table == nil || j.Steps[i].Table.NFT != nil {
+				i--
+			}
+			run := j.Steps[i].Table
+			p := run.Part
+			if run.Before.Mark != tt.mark || p.Before.Mark != tt.mark || p.MarkKnown != tt.known {
+				t.Errorf("mark %d, the table's %d, known %v; want %d, %v", p.Before.Mark, run.Before.Mark, p.MarkKnown, tt.mark, tt.known)
+			}
+			if !p.AfterNAT || p.Before.Data[19] != 9 {
+				t.Errorf("the packet before NAT: %+v", p)
+			}
+			switch end := p.End; {
+			case tt.mark == 5 && end != nil, tt.mark != 5 && (end == nil || end.Mark != 5 || end.Data[19] != 9):
+				t.Errorf("at its end %+v", end)
+			case p.After != nil && p.After.Mark != 5:
+				t.Errorf("behind it %+v", p.After)
+			}
+		})
+	}
+}
+
 // The packet behind a part: what its record says, else what it was before, and nothing
 // where it was gone.
 func TestAfter(t *testing.T) {
@@ -1155,9 +1232,10 @@ func TestAfter(t *testing.T) {
 	s.filter(HookForward)
 	s.seq++
 	s.after(marked)
+	s.xmit()
 	s.end(0)
 	if p := s.journey().Steps[0].Table.Part.After; p != nil {
-		t.Errorf("the packet behind another hook was taken: %+v", p)
+		t.Errorf("the packet behind another hook, or before this one, was taken: %+v", p)
 	}
 }
 

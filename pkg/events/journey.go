@@ -327,10 +327,14 @@ func (t *TableRun) Packet(i int) (*Packet, string) {
 // nf_nat_manip_pkt in it.
 type Part struct {
 	// Before is the packet at the call. AfterNAT is set for all parts but the first: in
-	// them it is the packet as it was where the part ended, and Before.Data is nil
-	// where that is not known.
+	// them it is the packet as it was where the part ended, but for the mark, and Before.Data
+	// is nil where that is not known.
 	Before   Packet
 	AfterNAT bool
+	// End is the packet where a part behind NAT ended, if Before has another mark: the one from NAT.
+	// MarkKnown is set where Before has that one, and nf_tables told of all that it did in the part.
+	End       *Packet
+	MarkKnown bool
 	// After is the packet when it was next seen; its devices and its TTL (hop
 	// limit), which routing decrements, may have changed behind the hook. It is nil where
 	// the packet is not known, or was gone.

@@ -133,7 +133,7 @@ func (d *draft) nftChanged(part *Part) bool {
 			return true
 		}
 	}
-	return d.call.seen == nil || d.call.seen.Mark != last.Mark
+	return !part.MarkKnown || part.Before.Mark != last.Mark
 }
 
 // nftRun adds one run. alone is whether nothing can have changed the packet before it in the

@@ -699,6 +699,11 @@ func TestNFTChanged(t *testing.T) {
 		{"by NAT only", behindNAT(rewritten), false, 0},
 		{"by NAT and a rule", behindNAT(marked), true, 3},
 		{"behind NAT", behindNAT(rewritten, marked), true, 3},
+		{"perhaps by NAT only, for the mark before is not known", func(s *script) {
+			s.seq++
+			s.nft(nftRule(5, NFAccept))
+			behindNAT(rewritten)(s)
+		}, true, 0},
 		{"behind NAT, but for its mark", behindNAT(rewritten, slower), true, 0},
 	} {
 		s := newScript(t, NewAssembler(), 7)
