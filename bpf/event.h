@@ -204,7 +204,8 @@ struct rec_hook {
 	struct place place;
 	__u32 ntables; /* in tables; 0: the record ends before nhits */
 	/* At the call; behind REC_NAT, where the part ended. Without tables only the
-	 * first record of a journey and those behind REC_NAT have it. */
+	 * first record of a journey has it, those behind REC_NAT, and, where nf_tables
+	 * has rules, those before. */
 	struct pkt before;
 	__u32 nhits;
 	__u32 runs; /* tables that were run through (xt_recseq) */

@@ -300,9 +300,9 @@ struct frame {
 	u32 morphed; /* its packet is another one now than the tables saw */
 	u32 refused; /* by a queue, and told until then: the packet may go on */
 	u64 had_sp;  /* sp, before it was to be queued */
-	u32 first;   /* the first one of its journey */
-	u32 blocks;  /* used of its snapshot */
-	u32 fresh;   /* one of its tables was met for the first time */
+	u32 first; /* its record has the packet, as has the first one of its journey */
+	u32 blocks; /* used of its snapshot */
+	u32 fresh;  /* one of its tables was met for the first time */
 	u32 kept; /* its tables' counters are in kept, not in a snapshot of its own */
 	u32 nft;	 /* nf_tables or ebtables did something with it */
 	u32 nft_changed; /* since the call, and is as nft_pkt has it */
@@ -1616,6 +1616,9 @@ static __always_inline bool frame_split(struct where *w, struct sk_buff *skb,
 	if (!f || !where_am_i(w, on))
 		return false;
 	frame_stop(w);
+	/* What nf_tables marks behind it had another mark: the one at the call. */
+	if (nft_on)
+		f->first = 1;
 	frame_send(w, n, j, skb);
 	f->split++;
 	frame_new_part(f);
