@@ -165,6 +165,12 @@ func (a *Assembler) nftRun(d *draft, part *Part, recs []nftRecord, alone bool) {
 	if now := recs[0].changed; now != nil {
 		// By its first rule, or by whoever had the packet before.
 		e.Unsure = !alone || part.AfterNAT || len(c.pattern.ran) > 0 || now.Len != e.Packet.Len
+		if part.MarkKnown && e.Packet == &part.Before {
+			// That was seen at the part's end, and this before.
+			t.before = *now
+			t.before.Mark = part.Before.Mark
+			t.SetBefore(&t.before, e.CT, e.Reply)
+		}
 	}
 	s := d.addStep()
 	s.set(&c.pattern.place, StepTable, ns(last.Hdr.Ts), int(last.Hdr.Cpu))

@@ -372,6 +372,41 @@ func TestNFTRuns(t *testing.T) {
 	}
 }
 
+// Behind NAT a run's packet is as it was behind its first rule, but for the mark, and not as at the
+// part's end, when it may have been routed.
+func TestNFTBeforeBehindNAT(t *testing.T) {
+	marked, routed := dnatted(), dnatted()
+	marked.Mark, routed.Mark = 3, 3
+	routed.Data[8]--
+	for _, known := range []bool{true, false} {
+		s := newScript(t, NewAssembler(), 7)
+		if known {
+			s.first(HookPreRouting, 0)
+		} else {
+			s.first(HookPreRouting, bpf.NftraceRecFlagREC_F_NFTMISSED)
+		}
+		s.nat(1)
+		s.sawPacket(marked, 0)
+		s.nft(nftRule(5, NFTContinue), nftAccept)
+		s.part(part{hook: HookPreRouting, before: &routed})
+		s.xmit()
+		s.end(0)
+		j := s.journey()
+		i := slices.IndexFunc(j.Steps, func(s Step) bool { return s.Table != nil })
+		run := j.Steps[i].Table
+		mark, ttl := uint32(0), byte(64)
+		if !known {
+			mark, ttl = 3, 63
+		}
+		if p := run.Before; p.Mark != mark || p.Data[8] != ttl || p.Data[19] != 9 {
+			t.Errorf("known %v: %+v, want mark %d, ttl %d", known, p, mark, ttl)
+		}
+		if e := &run.NFT.Events[1]; e.Packet.Mark != 3 || e.Packet.Data[8] != 64 || !run.NFT.Events[0].Unsure {
+			t.Errorf("known %v: events %+v", known, run.NFT.Events)
+		}
+	}
+}
+
 // What a run says of itself, and who is told of it.
 func TestNFTRun(t *testing.T) {
 	a := NewAssembler()
