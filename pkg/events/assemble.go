@@ -720,8 +720,7 @@ func (c *call) ranUpTo() int {
 // first rule that matches is "fwd to" it finds the packet gone.
 func (d *draft) sentOn() bool {
 	c := &d.call
-	if !c.open || d.gap || c.pattern.place.PF != PFNetdev || c.pattern.place.Hook != HookIngress ||
-		c.pattern.flags&uint32(bpf.NftraceRecFlagREC_F_NFTMISSED) != 0 {
+	if !c.open || c.lost || c.nftLost || c.pattern.place.PF != PFNetdev || c.pattern.place.Hook != HookIngress {
 		return false
 	}
 	last := len(d.j.Steps) - 1

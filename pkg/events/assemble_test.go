@@ -1157,7 +1157,12 @@ func TestMarkBehindNAT(t *testing.T) {
 		{"nf_tables' words behind it are lost", flagged(uncounted, 0), func(s *script) { s.seq++; s.nft(nftRule(5, NFAccept)) }, flagged(behind, 0), 5, false},
 		{"nf_tables' words behind it are missed", flagged(uncounted, 0), nothing, flagged(behind, missed), 0, false},
 		{"its hook's record is lost", func(s *script) { s.filter(HookPreRouting); s.seq++; s.after(three) }, nothing, flagged(behind, 0), 5, false},
-		{"twice", func(s *script) { s.part(counted); s.after(three); s.nat(0); s.part(part{hook: HookLocalOut, before: &three}) }, nothing, flagged(behind, 0), 3, true},
+		{"twice", func(s *script) {
+			s.part(counted)
+			s.after(three)
+			s.nat(0)
+			s.part(part{hook: HookLocalOut, before: &three})
+		}, nothing, flagged(behind, 0), 3, true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			s := newScript(t, NewAssembler(), 7)

@@ -809,8 +809,14 @@ func TestSentOn(t *testing.T) {
 		{"told", func(s *script) { s.nft(nftAccept) }, (*script).xmit, false},
 		{"flowtable", (*script).flow, (*script).xmit, false},
 		{"received", func(*script) {}, func(s *script) { s.part(part{hook: HookPreRouting}) }, false},
+		{"what comes next is lost", func(*script) {}, func(s *script) { s.seq++; s.xmit() }, false},
+		{"some of what comes next is lost", func(*script) {}, func(s *script) { s.seq++; s.nft(nftAccept); s.xmit() }, false},
+		{"what nf_tables told is lost", func(s *script) { s.seq++ }, (*script).xmit, false},
+		{"some of it is lost", func(s *script) { s.seq++; s.saw(3, 0) }, (*script).xmit, false},
+		{"it may be missed", func(*script) { ingress.flags = bpf.NftraceRecFlagREC_F_NFTMISSED }, (*script).xmit, false},
 	} {
 		s := newScript(t, NewAssembler(), 7)
+		ingress.flags = 0
 		tt.tell(s)
 		s.part(ingress)
 		tt.next(s)
