@@ -108,8 +108,8 @@ func TestScenarioLines(t *testing.T) {
 // The schema: an indented object with every kind of step in it.
 func TestJSONSchema(t *testing.T) {
 	j := journeys()["s3-request"]
-	flowtable := journeys()["flowtable-nat"].Steps[:1]
-	j.Steps = slices.Concat(j.Steps[:1], j.Steps[4:5], j.Steps[len(j.Steps)-2:], flowtable)
+	flowtable, sent := journeys()["flowtable-nat"].Steps[:1], journeys()["sent-on"].Steps[:1]
+	j.Steps = slices.Concat(j.Steps[:1], j.Steps[4:5], j.Steps[len(j.Steps)-2:], flowtable, sent)
 	j.Steps[1].Table.Rules = j.Steps[1].Table.Rules[:3]
 	j.Steps[1].Table.Met = append(j.Steps[1].Table.Met[:1],
 		events.Met{From: 1, Unsure: "an earlier target may have changed it"},

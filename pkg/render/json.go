@@ -77,10 +77,11 @@ type Step struct {
 	// Reinjected: of table, flowtable and hook, in what was left of the hook when a program that reads
 	// NFQUEUE's queue sent the packet back.
 	Reinjected bool       `json:"reinjected"`
-	Verdict    string     `json:"verdict"`   // "ACCEPT", "DROP", "STOLEN", "QUEUE", "REPEAT"; "" but for table and hook, or unknown
-	Table      *Table     `json:"table"`     // of kind "table"
-	NAT        *NAT       `json:"nat"`       // of kind "nat", and of "flowtable" where it rewrote the packet
-	Flowtable  *Flowtable `json:"flowtable"` // of kind "flowtable": it sent the packet on, past the hooks behind
+	Unresolved string     `json:"unresolved"` // of kind hook: why its rules cannot be told, or ""
+	Verdict    string     `json:"verdict"`    // "ACCEPT", "DROP", "STOLEN", "QUEUE", "REPEAT"; "" but for table and hook, or unknown
+	Table      *Table     `json:"table"`      // of kind "table"
+	NAT        *NAT       `json:"nat"`        // of kind "nat", and of "flowtable" where it rewrote the packet
+	Flowtable  *Flowtable `json:"flowtable"`  // of kind "flowtable": it sent the packet on, past the hooks behind
 }
 
 // Flowtable is a flowtable of nf_tables.
@@ -312,6 +313,9 @@ func stepObject(s *events.Step) Step {
 		PhysIn:     deviceObject(s.PhysIn),
 		PhysOut:    deviceObject(s.PhysOut),
 		Reinjected: s.Reinjected,
+	}
+	if s.SentOn() {
+		o.Unresolved = sentOn
 	}
 	switch s.Kind {
 	case events.StepTable, events.StepFlowtable, events.StepHook:

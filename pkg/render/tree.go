@@ -687,6 +687,9 @@ func verdictName(v int) string {
 	return "verdict " + strconv.Itoa(v)
 }
 
+// sentOn is why the rules of a hook that Step.SentOn tells of are unresolved.
+const sentOn = "the packet went out of a device from here, and nobody told why (a rule with fwd, a flowtable, …)"
+
 // hook shows a hook's own verdict where the tables do not say as much.
 // STOLEN and QUEUE are shown only where the path ends: br_netfilter
 // steals every packet that it takes through the IP hooks and brings it back.
@@ -694,7 +697,7 @@ func (t *tree) hook(i int) {
 	s := &t.j.Steps[i]
 	if s.SentOn() {
 		t.enter(placeOf(s), nil)
-		t.add(4, warning, "rules unresolved: the packet went out of a device from here, and nobody told why (a rule with fwd, a flowtable, …)")
+		t.add(4, warning, "rules unresolved: "+sentOn)
 		return
 	}
 	if s.Verdict == events.NFAccept || s.Verdict == events.VerdictUnknown || s.Verdict != events.NFDrop && !t.lastVerdict(i) {
