@@ -106,6 +106,9 @@ type call struct {
 	// lost is set where records are missing behind that one. nftLost is set where something that
 	// nf_tables did in the part may be missing, which may have changed the packet unseen.
 	lost, nftLost bool
+	// skipped is set where one of its parts counts among those that are skipped, as Stats has it:
+	// what the next part says of that may be the same.
+	skipped bool
 
 	// Of its last part:
 	ended bool
@@ -538,7 +541,7 @@ func (a *Assembler) hook(d *draft, h *bpf.NftraceRecHdr, raw []byte) error {
 			a.endCall(d, NFStolen)
 		}
 		a.endCall(d, NFAccept)
-		c.floor = floor
+		c.floor, c.skipped = floor, false
 	} else if hasBefore {
 		d.tracked(&p.Before)
 		a.nat(d, &p.Before)
@@ -558,8 +561,9 @@ func (a *Assembler) hook(d *draft, h *bpf.NftraceRecHdr, raw []byte) error {
 	c.nftVerdict, c.nftSeen, c.flow = NFAccept, nil, -1
 	if len(d.nft.events) > 0 {
 		a.nftRuns(d, p)
-	} else if missed {
+	} else if missed && !c.skipped {
 		// Perhaps all that it did here.
+		c.skipped = true
 		d.j.Lost++
 		d.skipped++
 	}

@@ -794,6 +794,21 @@ func TestNFTAllMissed(t *testing.T) {
 	}
 }
 
+// Of a call that NAT divides, both parts' records may say so.
+func TestNFTAllMissedInParts(t *testing.T) {
+	const missed = bpf.NftraceRecFlagREC_F_NFTMISSED
+	a := NewAssembler()
+	s := newScript(t, a, 7)
+	s.first(HookPreRouting, missed)
+	s.nat(1)
+	s.first(HookPreRouting, missed)
+	s.first(HookForward, missed)
+	s.end(0)
+	if j := s.journey(); j.Lost != 2 || a.Stats().Skipped != 2 {
+		t.Errorf("%d lost, %+v; want 2, for there were 2 calls", j.Lost, a.Stats())
+	}
+}
+
 // What leaves a device's ingress without a word of nf_tables was sent on by a rule that did not come to
 // tell of it, or by somebody else.
 func TestSentOn(t *testing.T) {
