@@ -1616,9 +1616,8 @@ static __always_inline bool frame_split(struct where *w, struct sk_buff *skb,
 	if (!f || !where_am_i(w, on))
 		return false;
 	frame_stop(w);
-	/* What nf_tables marks behind it had another mark: the one at the call. */
-	if (nft_on)
-		f->first = 1;
+	/* What nf_tables marks behind it had another mark: the one at the call. No branch to follow. */
+	f->first |= nft_on;
 	frame_send(w, n, j, skb);
 	f->split++;
 	frame_new_part(f);
