@@ -501,6 +501,9 @@ func (s *session) drain() error {
 			return err
 		}
 	}
+	if time.Since(s.lastRecord) < quiet {
+		s.say.say("packets still came %v after the command had ended: later ones are not shown", drainMax)
+	}
 	return s.finish(0)
 }
 
