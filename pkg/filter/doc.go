@@ -43,6 +43,12 @@
 // expression, and so it does for a second vlan, which would look for a tag
 // behind the first one.
 //
+// # What the kernel has taken off
+//
+// Before the first hook the kernel cuts off the padding of short frames, which len, less and
+// greater count at a device's tap, and it takes off the tag of VLAN 0, so that at PREROUTING
+// udp matches such a packet and vlan does not.
+//
 // # Imports
 //
 // Of what is not in the standard library, the package may import
