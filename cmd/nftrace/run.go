@@ -30,8 +30,8 @@ const (
 	// tick is how often nftrace looks at anything but records. The kernel does not
 	// wake it for each record, so it is also how late a packet may be printed.
 	tick = 50 * time.Millisecond
-	// quiet is how long no record must come until what a command caused is over,
-	// and drainMax how long nftrace waits for that at the most.
+	// quiet is how long nothing must come of packets that are wanted until what a command caused is
+	// over, and drainMax how long nftrace waits for that at the most.
 	quiet    = 4 * tick
 	drainMax = 2 * time.Second
 	// moduleTick is how often nftrace looks for modules that it waits for.
@@ -85,12 +85,11 @@ type session struct {
 	out    *output
 	links  []namedLink // see watchLinks
 
-	printed    uint64
-	dropped    dropped
-	lastRecord time.Time
-	full       bool   // --count packets were printed
-	untraced   string // see sayUntraced
-	probes     string // see sayProbes
+	printed  uint64
+	dropped  dropped
+	full     bool   // --count packets were printed
+	untraced string // see sayUntraced
+	probes   string // see sayProbes
 }
 
 // records is where records come from: see trace.Tracer.
@@ -429,8 +428,7 @@ func (s *session) read(until time.Time) (empty bool, err error) {
 		}
 		// The clock costs as much as a record.
 		if n++; n%64 == 1 {
-			s.lastRecord = time.Now()
-			if s.lastRecord.After(until) {
+			if time.Now().After(until) {
 				break
 			}
 		}
@@ -492,19 +490,28 @@ func (s *session) writeError(err error) error {
 	return err
 }
 
-// drain goes on reading until what the command caused is over.
+// drain goes on reading until what the command caused is over: no record of a packet that is wanted has come
+// for a while.
 func (s *session) drain() error {
-	end := time.Now().Add(drainMax)
-	s.lastRecord = time.Now()
-	for time.Now().Before(end) && time.Since(s.lastRecord) < quiet {
-		if _, err := s.read(time.Now().Add(tick)); err != nil || s.full {
+	ended := monotonic()
+	for now := ended; now < ended+drainMax; now = monotonic() {
+		empty, err := s.read(time.Now().Add(tick))
+		if err != nil || s.full {
 			return err
 		}
+		if empty && monotonic()-max(s.asm.Newest(), ended) >= quiet {
+			return s.finish(0)
+		}
 	}
-	if time.Since(s.lastRecord) < quiet {
+	stop := monotonic()
+	if err := s.finish(0); err != nil {
+		return err
+	}
+	// What was read only now may be older.
+	if s.asm.Newest() > stop-quiet {
 		s.say.say("packets still came %v after the command had ended: later ones are not shown", drainMax)
 	}
-	return s.finish(0)
+	return nil
 }
 
 // finish begins no more journeys, gives those under way some time, and prints all. What

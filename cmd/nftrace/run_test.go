@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 	"unsafe"
@@ -12,25 +13,39 @@ import (
 	"github.com/nftrace/nftrace/bpf"
 )
 
-// fakeRecords has some records left of a packet that nobody wants, each of which has length 1. Where
-// it circles, there are ever more of them.
+// fakeRecords has some records left of a packet that nobody wants, or somebody does, each of which has length
+// 1. Where it circles, there are ever more of them, made at the time at or now; with pauses there is none
+// behind each.
 type fakeRecords struct {
 	left, taken, live uint64
-	circles           bool
+	wanted            bool
+	at                time.Duration // 0: now
+	circles, pauses   bool
+	paused            bool
 	stopped           time.Time
 }
 
-func (f *fakeRecords) Read(time.Time) ([]byte, error) {
+func (f *fakeRecords) Read(until time.Time) ([]byte, error) {
 	switch {
 	case time.Since(f.stopped) > 10*time.Second:
 		return nil, errors.New("it does not end")
 	case f.left == 0:
 		return nil, os.ErrDeadlineExceeded
+	case f.pauses && !f.paused:
+		f.paused = true
+		return nil, os.ErrDeadlineExceeded
 	case !f.circles:
 		f.left--
 	}
 	f.taken++
-	r := &bpf.NftraceRecDev{Hdr: bpf.NftraceRecHdr{Jid: 1, Seq: uint32(f.taken), Type: uint16(bpf.NftraceRecTypeREC_XMIT), Flags: uint32(bpf.NftraceRecFlagREC_F_TENTATIVE)}}
+	f.paused = false
+	r := &bpf.NftraceRecDev{Hdr: bpf.NftraceRecHdr{Jid: 1, Seq: uint32(f.taken), Type: uint16(bpf.NftraceRecTypeREC_XMIT), Ts: uint64(f.at)}}
+	if f.at == 0 {
+		r.Hdr.Ts = uint64(monotonic())
+	}
+	if !f.wanted {
+		r.Hdr.Flags = uint32(bpf.NftraceRecFlagREC_F_TENTATIVE)
+	}
 	return unsafe.Slice((*byte)(unsafe.Pointer(r)), unsafe.Sizeof(*r)), nil
 }
 
@@ -63,6 +78,43 @@ func TestFinish(t *testing.T) {
 		if over := time.Since(f.stopped) >= tt.wait; over != (f.live > 0) {
 			t.Errorf("%s: it took %v", tt.name, time.Since(f.stopped))
 		}
+	}
+}
+
+// After the command has ended packets that are wanted are waited for, and only those; if they still come, that
+// is said.
+func TestDrain(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		from fakeRecords
+		long bool // it takes drainMax
+		said bool
+	}{
+		{"nothing comes", fakeRecords{}, false, false},
+		{"nothing comes but what was there", fakeRecords{left: 1009, wanted: true}, false, false},
+		{"others come", fakeRecords{left: 1, circles: true, pauses: true}, false, false},
+		{"more come", fakeRecords{left: 1, circles: true, pauses: true, wanted: true}, true, true},
+		{"there is ever more to read, but all from before", fakeRecords{left: 1, circles: true, wanted: true, at: time.Second}, true, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			s, _ := forwarded(t)
+			var said strings.Builder
+			s.say, s.out.Renderer = &speaker{w: &said}, nothing{}
+			f := tt.from
+			f.stopped = time.Now()
+			s.ring = &f
+			start := time.Now()
+			if err := s.drain(); err != nil {
+				t.Fatal(err)
+			}
+			if long := time.Since(start) >= drainMax; long != tt.long {
+				t.Errorf("it took %v", time.Since(start))
+			}
+			if got := strings.Contains(said.String(), "packets still came"); got != tt.said {
+				t.Errorf("it said %q", &said)
+			}
+		})
 	}
 }
 

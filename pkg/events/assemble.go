@@ -49,6 +49,7 @@ type Assembler struct {
 	renamed  int // how many times it had another one before
 	patterns [1 << patternBits][2]*Pattern
 	now      time.Duration // of the newest record
+	newest   time.Duration // see Newest
 	stats    Stats
 }
 
@@ -136,6 +137,9 @@ func NewAssembler() *Assembler {
 
 // Stats returns the counts so far.
 func (a *Assembler) Stats() Stats { return a.stats }
+
+// Newest is when the newest record of a packet that is wanted was made (CLOCK_MONOTONIC); 0: there is none.
+func (a *Assembler) Newest() time.Duration { return a.newest }
 
 // Add takes one record, which it does not keep, and returns the journeys that are
 // complete with it. They are valid until the next call of Add, Idle or Flush.
@@ -360,7 +364,7 @@ func (a *Assembler) record(h *bpf.NftraceRecHdr, raw []byte) error {
 	d.nextSeq = h.Seq + 1
 	d.lastAt = a.now
 	if h.Flags&uint32(bpf.NftraceRecFlagREC_F_TENTATIVE) == 0 {
-		d.matched = true
+		d.matched, a.newest = true, a.now
 	}
 	switch bpf.NftraceRecType(h.Type) {
 	case bpf.NftraceRecTypeREC_NFT:
