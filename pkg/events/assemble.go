@@ -104,9 +104,9 @@ type call struct {
 	// next record is the next part.
 	natted bool
 	nat    bpf.NftraceRecNat
-	// lost is set where records are missing behind that one. nftLost is set where something that
-	// nf_tables did in the part may be missing, which may have changed the packet unseen.
-	lost, nftLost bool
+	// lost is set where records are missing behind that one. mayDiffer is set where something that
+	// the tables or nf_tables did in the part may be missing, which may have changed the packet unseen.
+	lost, mayDiffer bool
 	// skipped is set where one of its parts counts among those that are skipped, as Stats has it:
 	// what the next part says of that may be the same.
 	skipped bool
@@ -560,7 +560,8 @@ func (a *Assembler) hook(d *draft, h *bpf.NftraceRecHdr, raw []byte) error {
 	d.unnamed = d.unnamed || pattern.place.unnamed()
 	c.open, c.natted, c.ended, c.pattern, c.part = true, false, false, pattern, p
 	// Where a rule counted the packet, or nf_tables told of it, a REC_AFTER tells if it was changed.
-	c.lost, c.nftLost = false, d.nft.gap || missed && len(hits)+len(d.nft.events) == 0
+	untold := len(hits)+len(d.nft.events) == 0
+	c.lost, c.mayDiffer = false, d.nft.gap || untold && (missed || pattern.unresolved != "")
 	c.time, c.cpu = ns(h.Ts), int(h.Cpu)
 	c.nftVerdict, c.nftSeen, c.flow = NFAccept, nil, -1
 	if len(d.nft.events) > 0 {
@@ -728,7 +729,7 @@ func (c *call) ranUpTo() int {
 // first rule that matches is "fwd to" it finds the packet gone.
 func (d *draft) sentOn() bool {
 	c := &d.call
-	if !c.open || c.lost || c.nftLost || c.pattern.place.PF != PFNetdev || c.pattern.place.Hook != HookIngress {
+	if !c.open || c.lost || c.mayDiffer || c.pattern.place.PF != PFNetdev || c.pattern.place.Hook != HookIngress {
 		return false
 	}
 	last := len(d.j.Steps) - 1
@@ -853,7 +854,7 @@ func (a *Assembler) endPart(d *draft, verdict int) {
 	}
 	c.ended = true
 	c.part.Verdict = verdict
-	if verdict == NFAccept && c.part.After == nil && !c.lost && !c.nftLost && !c.pattern.unseen {
+	if verdict == NFAccept && c.part.After == nil && !c.lost && !c.mayDiffer && !c.pattern.unseen {
 		switch {
 		case c.part.End != nil:
 			c.part.After = c.part.End

@@ -1153,6 +1153,8 @@ func TestMarkBehindNAT(t *testing.T) {
 		{"all that nf_tables did is missed before", flagged(uncounted, missed), nothing, flagged(behind, 0), 5, false},
 		{"some of it, and a rule counted the packet", flagged(counted, missed), nothing, flagged(behind, 0), 0, true},
 		{"some of it, and some is told", func(s *script) { s.nft(nftRule(5, NFAccept)); flagged(uncounted, missed)(s) }, nothing, flagged(behind, 0), 0, true},
+		{"what the tables did is not known before", flagged(uncounted, bpf.NftraceRecFlagREC_F_TORN), nothing, flagged(behind, 0), 5, false},
+		{"not known, but a rule counted the packet", flagged(counted, bpf.NftraceRecFlagREC_F_TORN), nothing, flagged(behind, 0), 0, true},
 		{"what was behind it is lost", func(s *script) { s.part(counted); s.seq++ }, nothing, flagged(behind, 0), 5, false},
 		{"nf_tables' words behind it are lost", flagged(uncounted, 0), func(s *script) { s.seq++; s.nft(nftRule(5, NFAccept)) }, flagged(behind, 0), 5, false},
 		{"nf_tables' words behind it are missed", flagged(uncounted, 0), nothing, flagged(behind, missed), 0, false},
