@@ -468,7 +468,9 @@ func (s *session) print(js []*events.Journey) error {
 		s.res.journey(j)
 		s.printed++
 		if err := s.out.journey(j); err != nil {
-			s.dropped.packets += uint64(len(js) - i - 1)
+			if errors.Is(err, errNow) {
+				s.dropped.packets += uint64(len(js) - i - 1)
+			}
 			return s.writeError(err)
 		}
 		s.full = s.c.count > 0 && s.printed == s.c.count

@@ -2,6 +2,7 @@ package main
 
 import (
 	"errors"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -10,7 +11,10 @@ import (
 	"time"
 	"unsafe"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/nftrace/nftrace/bpf"
+	"github.com/nftrace/nftrace/pkg/events"
 )
 
 // fakeRecords has some records left of a packet that nobody wants, or somebody does, each of which has length
@@ -132,6 +136,33 @@ func TestEndsNow(t *testing.T) {
 		t.Errorf("%d records were dropped, want 1307: %v", s.dropped.records, err)
 	}
 }
+
+// What is not written is lost by an interrupt only where there was one.
+func TestPrintDropped(t *testing.T) {
+	now := make(chan struct{})
+	close(now)
+	for _, tt := range []struct {
+		name    string
+		out     *output
+		want    error
+		dropped uint64
+	}{
+		{"interrupted again", &output{pipe: -1, w: io.Discard, stalls: true, now: now}, errNow, 2},
+		{"the disk is full", &output{pipe: -1, w: failingWriter{}}, unix.ENOSPC, 0},
+	} {
+		s, _ := forwarded(t)
+		tt.out.Renderer, s.out = large{}, tt.out
+		j := &events.Journey{Outcome: events.Outcome{Step: -1}}
+		if err := s.print([]*events.Journey{j, j, j}); !errors.Is(err, tt.want) || s.dropped.packets != tt.dropped {
+			t.Errorf("%s: %v, %d packets dropped, want %d", tt.name, err, s.dropped.packets, tt.dropped)
+		}
+	}
+}
+
+// large fills the buffer with each packet.
+type large struct{}
+
+func (large) Append(b []byte, _ *events.Journey) []byte { return append(b, make([]byte, bufSize)...) }
 
 func TestDescendants(t *testing.T) {
 	proc := t.TempDir()
