@@ -33,7 +33,7 @@ type output struct {
 
 	stalls    bool            // a write may wait for ever: it is no regular file
 	now       <-chan struct{} // closed when nothing is to be waited for any more
-	unwritten uint64          // packets that were not written then
+	unwritten uint64          // packets that were not written, for that or for an error
 }
 
 // bufSize is how many bytes are in the buffer when it is written, or more: packets are not
@@ -148,15 +148,15 @@ func (o *output) flush() error {
 		return nil
 	}
 	n, err := o.write()
-	switch {
-	case errors.Is(err, errNow):
+	if err != nil {
 		for _, end := range o.ends {
 			if end > n {
 				o.unwritten++
 			}
 		}
-	case err != nil:
-		o.cut(n)
+		if !errors.Is(err, errNow) {
+			o.cut(n)
+		}
 	}
 	o.buf, o.ends = o.buf[:0], o.ends[:0]
 	if err != nil {

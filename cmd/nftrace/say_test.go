@@ -393,6 +393,9 @@ func TestOutputCut(t *testing.T) {
 	if st, err := os.Stat(path); err != nil || st.Size() != 5_000 {
 		t.Errorf("%d bytes, want 5 packets; %v", st.Size(), err)
 	}
+	if o.unwritten != 1 {
+		t.Errorf("%d packets are not written, want 1 of the 6", o.unwritten)
+	}
 }
 
 // fullAfter has room for so many bytes.

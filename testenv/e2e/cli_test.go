@@ -891,9 +891,9 @@ func TestEnds(t *testing.T) {
 		p := attached(t, "h", nil, "--format", "json", "-o", out, "icmp")
 		pings(t, "h", "127.0.0.1")
 		p.want(1, "nftrace: write to "+out+": no space left on device; the packets written before are kept\n")
-		p.summary()
-		if n := len(objects(t, read(t, out), false)); n < 3 {
-			t.Errorf("%d packets are in the file", n)
+		said := p.summary()
+		if n := len(objects(t, read(t, out), false)); n < 3 || n != said {
+			t.Errorf("%d packets are in the file, and %d are said to be", n, said)
 		}
 	})
 	t.Run("interface goes away", func(t *testing.T) {
