@@ -510,7 +510,7 @@ func (s *session) drain() error {
 		return err
 	}
 	// What was read only now may be older.
-	if s.asm.Newest() > stop-quiet {
+	if !s.full && s.asm.Newest() > stop-quiet {
 		s.say.say("packets still came %v after the command had ended: later ones are not shown", drainMax)
 	}
 	return nil

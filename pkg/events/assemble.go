@@ -138,7 +138,7 @@ func NewAssembler() *Assembler {
 // Stats returns the counts so far.
 func (a *Assembler) Stats() Stats { return a.stats }
 
-// Newest is when the newest record of a packet that is wanted was made (CLOCK_MONOTONIC); 0: there is none.
+// Newest is until when, at the latest, records were made of packets that are wanted (CLOCK_MONOTONIC); 0: there are none.
 func (a *Assembler) Newest() time.Duration { return a.newest }
 
 // Add takes one record, which it does not keep, and returns the journeys that are
