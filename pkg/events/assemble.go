@@ -71,7 +71,6 @@ type ifaceKey struct {
 type draft struct {
 	j       Journey
 	nextSeq uint32
-	gap     bool // records are missing before the newest one
 	call    call
 	parts   pool[Part] // all packets of the journey are in them
 	runs    pool[TableRun]
@@ -354,7 +353,7 @@ func (a *Assembler) record(h *bpf.NftraceRecHdr, raw []byte) error {
 	if d == nil || d.j.ID != h.Jid {
 		d = a.draft(h)
 	}
-	if d.gap = h.Seq > d.nextSeq; d.gap {
+	if h.Seq > d.nextSeq {
 		d.j.Lost += uint64(h.Seq - d.nextSeq)
 		d.seen, d.call.lost = nil, true
 		// The record of their hook may be among those that are missing.
@@ -403,7 +402,7 @@ func (a *Assembler) step(d *draft, h *bpf.NftraceRecHdr, raw []byte) error {
 			return err
 		}
 		// Else it is of a part that was lost.
-		if p := d.call.part; p != nil && !d.call.ended && !d.gap {
+		if p := d.call.part; p != nil && !d.call.ended && !d.call.lost {
 			p.rawAfter = r.Pkt
 			readPacket(&p.after, &p.rawAfter)
 			p.After = &p.after
@@ -438,7 +437,7 @@ func (a *Assembler) step(d *draft, h *bpf.NftraceRecHdr, raw []byte) error {
 			return nil
 		}
 		// REC_END comes next, but perhaps not at once: the CPU may have stood still.
-		if d.call.open && !d.gap {
+		if d.call.open && !d.call.lost {
 			a.endCall(d, NFDrop)
 		} else if !d.j.ended {
 			a.endCall(d, VerdictUnknown)
