@@ -149,23 +149,13 @@ func (s *System) OwnNamespace() *Namespace {
 // Namespaces lists every network namespace that a process or a file leads to.
 func (s *System) Namespaces() []*Namespace {
 	seen := map[uint32]bool{}
+	bound := s.bound()
 	var all []*Namespace
 	s.each(func(path string) bool {
-		i, err := s.inode(path)
-		if err != nil || seen[i] {
-			return false
+		if i, err := s.inode(path); err == nil && !seen[i] {
+			seen[i] = true
+			all = append(all, &Namespace{Inode: i, Name: s.name(i, bound), Path: path, sys: s})
 		}
-		seen[i] = true
-		n := &Namespace{Inode: i, Path: path, sys: s}
-		// NetnsName would look through all files for each.
-		switch dir, file := filepath.Split(path); {
-		case n.Own():
-		case len(s.NetnsDirs) > 0 && filepath.Clean(dir) == filepath.Clean(s.NetnsDirs[0]):
-			n.Name = file
-		default: // none of those files leads to it
-			n.Name = s.unboundName(i)
-		}
-		all = append(all, n)
 		return false
 	})
 	return all
@@ -180,19 +170,31 @@ func (s *System) NetnsName(inum uint32) string {
 	if inum == s.own {
 		return ""
 	}
-	if len(s.NetnsDirs) > 0 {
-		files, _ := os.ReadDir(s.NetnsDirs[0])
-		for _, e := range files {
-			if i, err := s.inode(filepath.Join(s.NetnsDirs[0], e.Name())); err == nil && i == inum {
-				return e.Name()
-			}
-		}
-	}
-	return s.unboundName(inum)
+	return s.name(inum, s.bound())
 }
 
-// unboundName names a namespace that ip netns does not know.
-func (s *System) unboundName(inum uint32) string {
+// bound are the names that ip netns knows: each is a file, all of which are looked at. nftrace's own namespace
+// has none.
+func (s *System) bound() map[uint32]string {
+	names := map[uint32]string{s.own: ""}
+	if len(s.NetnsDirs) == 0 {
+		return names
+	}
+	files, _ := os.ReadDir(s.NetnsDirs[0])
+	for _, e := range files {
+		i, err := s.inode(filepath.Join(s.NetnsDirs[0], e.Name()))
+		if _, ok := names[i]; err == nil && !ok {
+			names[i] = e.Name()
+		}
+	}
+	return names
+}
+
+// name is that of a namespace, where bound says what ip netns knows.
+func (s *System) name(inum uint32, bound map[uint32]string) string {
+	if n, ok := bound[inum]; ok {
+		return n
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if n, ok := s.names[inum]; ok {
