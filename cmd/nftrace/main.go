@@ -5,7 +5,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"os"
 	"os/signal"
 	"runtime/debug"
@@ -32,35 +31,33 @@ func main() {
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, endingSignals()...)
 	ctx, end := context.WithCancel(context.Background())
-	now, endNow := context.WithCancelCause(context.Background())
-	go obey(signals, end, endNow)
+	now, endNow := context.WithCancel(context.Background())
+	over := make(chan struct{})
+	go obey(signals, end, endNow, over)
 	status := run(ctx, now, os.Args[1:], os.Stdin, os.Stdout, os.Stderr)
-	var by signalled
-	if errors.As(context.Cause(now), &by) {
-		die(by.Signal)
+	close(over)
+	if now.Err() != nil {
+		select {} // obey lets it die
 	}
 	os.Exit(status)
 }
 
-// signalled is the cause of a context that a signal ended.
-type signalled struct{ syscall.Signal }
-
-func (s signalled) Error() string { return s.Signal.String() }
-
-// obey ends nftrace by the first signal. Who asks again, for it does not end, is obeyed at once, and where
-// that takes too long, it dies. Some ask twice (timeout).
-func obey(signals <-chan os.Signal, end context.CancelFunc, endNow context.CancelCauseFunc) {
+// obey ends nftrace by the first signal. Who asks again, for it does not end, is obeyed at once: once over is
+// closed, or that takes too long, it dies. Some ask twice (timeout).
+func obey(signals <-chan os.Signal, end, endNow context.CancelFunc, over <-chan struct{}) {
 	<-signals
 	end()
 	first := time.Now()
-	sig := <-signals
+	by := <-signals
 	for time.Since(first) < again {
-		sig = <-signals
+		by = <-signals
 	}
-	by := sig.(syscall.Signal)
-	endNow(signalled{by})
-	time.Sleep(again)
-	die(by)
+	endNow()
+	select {
+	case <-over:
+	case <-time.After(again):
+	}
+	die(by.(syscall.Signal))
 }
 
 // die ends nftrace as the signal would have, had nobody waited for it.
