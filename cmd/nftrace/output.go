@@ -37,8 +37,8 @@ type output struct {
 }
 
 // bufSize is how many bytes are in the buffer when it is written, or more: packets are not
-// cut. Few large writes cost less than many: Go's runtime polls every 20 µs for a while when
-// a thread was in a system call for long.
+// cut. Few large writes cost less than many, as others than a regular file get (write): Go's runtime
+// polls every 20 µs for a while when a thread was in a system call for long.
 const bufSize = 256 << 10
 
 var devNull = unix.Mkdev(1, 3)
@@ -171,6 +171,16 @@ var errNow = errors.New("to end at once")
 // atomicWrite is how many bytes a pipe takes as a whole or not at all (PIPE_BUF).
 const atomicWrite = 4 << 10
 
+// endsNow tells whether nftrace is to end at once.
+func (o *output) endsNow() bool {
+	select {
+	case <-o.now:
+		return true
+	default:
+		return false
+	}
+}
+
 // write writes what is in the buffer, and returns how much of it was. It does not wait for a reader that
 // stands still once nftrace is to end at once; what is larger than atomicWrite may be cut then.
 func (o *output) write() (int, error) {
@@ -185,11 +195,9 @@ func (o *output) write() (int, error) {
 			if i+1 < len(ends) && ends[i+1]-at <= atomicWrite || end == at {
 				continue
 			}
-			select {
-			case <-o.now:
+			if o.endsNow() {
 				done <- errNow
 				return
-			default:
 			}
 			n, err := o.w.Write(b[at:end])
 			written.Add(int64(n))

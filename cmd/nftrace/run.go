@@ -74,7 +74,6 @@ func run(ctx, now context.Context, args []string, stdin io.Reader, stdout, stder
 type session struct {
 	c      *config
 	say    *speaker
-	now    <-chan struct{} // closed when nftrace is to end at once
 	tracer *trace.Tracer
 	ring   records // the tracer's
 	asm    *events.Assembler
@@ -160,7 +159,7 @@ func traceAll(ctx, now context.Context, c *config, say *speaker, stdin io.Reader
 		return err
 	}
 	s := &session{
-		c: c, say: say, now: now.Done(), tracer: tracer, ring: tracer, out: out, links: at.links,
+		c: c, say: say, tracer: tracer, ring: tracer, out: out, links: at.links,
 		asm:    events.NewAssembler(),
 		tables: newRulesets(sys, tracer, say),
 		nft:    newNFTRulesets(sys, tracer, say),
@@ -409,7 +408,7 @@ func (s *session) readTables(ctx context.Context) error {
 func (s *session) read(until time.Time) (empty bool, err error) {
 	n := 0
 	for !s.full {
-		if n%64 == 0 && s.endsNow() {
+		if n%64 == 0 && s.out.endsNow() {
 			return false, errNow
 		}
 		raw, err := s.ring.Read(until)
@@ -548,16 +547,6 @@ func (s *session) finish(wait time.Duration) error {
 		return err
 	}
 	return s.flush()
-}
-
-// endsNow tells whether nftrace is to end at once.
-func (s *session) endsNow() bool {
-	select {
-	case <-s.now:
-		return true
-	default:
-		return false
-	}
 }
 
 // dropped is what was seen and not written, for nftrace was to end at once.

@@ -29,7 +29,7 @@ type fakeRecords struct {
 	stopped           time.Time
 }
 
-func (f *fakeRecords) Read(until time.Time) ([]byte, error) {
+func (f *fakeRecords) Read(time.Time) ([]byte, error) {
 	switch {
 	case time.Since(f.stopped) > 10*time.Second:
 		return nil, errors.New("it does not end")
@@ -127,7 +127,7 @@ func TestEndsNow(t *testing.T) {
 	s, _ := forwarded(t)
 	s.ring = &fakeRecords{left: 1307, stopped: time.Now()}
 	now := make(chan struct{})
-	s.now = now
+	s.out.now = now
 	close(now)
 	if err := s.finish(time.Hour); !errors.Is(err, errNow) {
 		t.Errorf("finish: %v", err)
