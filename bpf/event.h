@@ -204,8 +204,9 @@ struct rec_hook {
 	struct place place;
 	__u32 ntables; /* in tables; 0: the record ends before nhits */
 	/* At the call; behind REC_NAT, where the part ended. Without tables only the
-	 * first record of a journey has it, those behind REC_NAT, and, where nf_tables
-	 * has rules, those before. */
+	 * first record of a journey has it, those behind REC_NAT, those in which
+	 * nf_tables or ebtables told of a rule, and, where nf_tables has rules, those
+	 * before REC_NAT. */
 	struct pkt before;
 	__u32 nhits;
 	__u32 runs; /* tables that were run through (xt_recseq) */

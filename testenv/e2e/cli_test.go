@@ -683,6 +683,27 @@ func pings(t *testing.T, ns string, args ...string) *process {
 	return spawn(t, ns, nil, append([]string{"ping", "-q", "-i", "0.02"}, args...)...)
 }
 
+// piped starts nftrace in namespace h with its standard output in a pipe, and returns the end to read from.
+func piped(t *testing.T, args ...string) (*process, *os.File) {
+	t.Helper()
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { r.Close() })
+	p := attached(t, "h", func(c *exec.Cmd) { c.Stdout = w }, args...)
+	w.Close()
+	return p, r
+}
+
+// diedBy checks that a process that has ended was ended by a signal.
+func diedBy(t *testing.T, p *process, sig syscall.Signal) {
+	t.Helper()
+	if s := p.cmd.ProcessState.Sys().(syscall.WaitStatus); !s.Signaled() || s.Signal() != sig {
+		t.Errorf("ended with %v: %s", p.cmd.ProcessState, p.stderr.String())
+	}
+}
+
 func TestEnds(t *testing.T) {
 	needNftrace(t)
 	up(t, "docker")
@@ -735,13 +756,7 @@ func TestEnds(t *testing.T) {
 		p.want(1, "nftrace: standard output is open for reading only: redirect it (> FILE), or give -o FILE\n")
 	})
 	t.Run("reader stands still", func(t *testing.T) {
-		r, w, err := os.Pipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer r.Close()
-		p := attached(t, "h", func(c *exec.Cmd) { c.Stdout = w }, "--format", "trace", "icmp")
-		w.Close()
+		p, _ := piped(t, "--format", "trace", "icmp")
 		pingAll(t, "h", 307, "127.0.0.1") // more than a pipe holds
 		eventually(t, "the end, by a signal", func() bool {
 			p.cmd.Process.Signal(syscall.SIGINT)
@@ -752,18 +767,10 @@ func TestEnds(t *testing.T) {
 				return false
 			}
 		})
-		if s := p.cmd.ProcessState.Sys().(syscall.WaitStatus); !s.Signaled() || s.Signal() != syscall.SIGINT {
-			t.Errorf("ended with %v: %s", p.cmd.ProcessState, p.stderr.String())
-		}
+		diedBy(t, p, syscall.SIGINT)
 	})
 	t.Run("reader stands still, and nftrace says so", func(t *testing.T) {
-		r, w, err := os.Pipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer r.Close()
-		p := attached(t, "h", func(c *exec.Cmd) { c.Stdout = w }, "--format", "trace", "icmp")
-		w.Close()
+		p, r := piped(t, "--format", "trace", "icmp")
 		pingAll(t, "h", 307, "127.0.0.1")
 		p.signal(syscall.SIGINT)
 		eventually(t, "nftrace says that it writes still", func() bool {
@@ -771,9 +778,7 @@ func TestEnds(t *testing.T) {
 		})
 		p.signal(syscall.SIGINT)
 		p.status()
-		if s := p.cmd.ProcessState.Sys().(syscall.WaitStatus); !s.Signaled() || s.Signal() != syscall.SIGINT {
-			t.Errorf("ended with %v: %s", p.cmd.ProcessState, p.stderr.String())
-		}
+		diedBy(t, p, syscall.SIGINT)
 		m := regexp.MustCompile(`\nnftrace: (\d+) packets, \d+ records, \d+ lost \((\d+ packets: not written when interrupted again, )?\d+ records: not read when interrupted again\), 0 unresolved\n$`).
 			FindStringSubmatch(p.stderr.String())
 		if m == nil {
@@ -823,34 +828,22 @@ func TestEnds(t *testing.T) {
 			}
 		}
 	})
-	t.Run("signal with a command", func(t *testing.T) {
-		pidFile := filepath.Join(t.TempDir(), "pid")
-		p := spawn(t, "h", nil, "nftrace", "--", "sh", "-c", "echo $$ > "+pidFile+".new; mv "+pidFile+".new "+pidFile+"; exec sleep 1000")
-		eventually(t, "the command", func() bool { return read(t, pidFile) != "" })
-		p.signal(syscall.SIGINT)
-		p.want(0)
-		pid, err := strconv.Atoi(strings.TrimSpace(read(t, pidFile)))
-		if err != nil {
-			t.Fatal(err)
-		}
-		eventually(t, "the command's end", func() bool {
-			state, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-			return err != nil || bytes.Contains(state, []byte(") Z "))
-		})
-	})
 	gone := func(pid string) bool {
 		state, err := os.ReadFile("/proc/" + strings.TrimSpace(pid) + "/stat")
 		return err != nil || bytes.Contains(state, []byte(") Z "))
 	}
-	// What a shell runs ends with it.
-	t.Run("signal with a shell", func(t *testing.T) {
-		pidFile := filepath.Join(t.TempDir(), "pid")
-		p := spawn(t, "h", nil, "nftrace", "--", "sh", "-c", "sh -c 'echo $$ > "+pidFile+".new; mv "+pidFile+".new "+pidFile+"; exec sleep 1000'; true")
-		eventually(t, "the command", func() bool { return read(t, pidFile) != "" })
-		p.signal(syscall.SIGINT)
-		p.want(0)
-		eventually(t, "the end of what the command runs", func() bool { return gone(read(t, pidFile)) })
-	})
+	// A command ends with nftrace, and what a shell runs with it.
+	for name, command := range map[string]string{"command": "%s", "shell": "sh -c '%s'; true"} {
+		t.Run("signal with a "+name, func(t *testing.T) {
+			pidFile := filepath.Join(t.TempDir(), "pid")
+			sleeps := fmt.Sprintf("echo $$ > %[1]s.new; mv %[1]s.new %[1]s; exec sleep 1000", pidFile)
+			p := spawn(t, "h", nil, "nftrace", "--", "sh", "-c", fmt.Sprintf(command, sleeps))
+			eventually(t, "the command", func() bool { return read(t, pidFile) != "" })
+			p.signal(syscall.SIGINT)
+			p.want(0)
+			eventually(t, "the end of what the command runs", func() bool { return gone(read(t, pidFile)) })
+		})
+	}
 	// A daemon that a command has started goes on.
 	t.Run("command leaves a daemon", func(t *testing.T) {
 		pidFile := filepath.Join(t.TempDir(), "pid")
@@ -863,13 +856,7 @@ func TestEnds(t *testing.T) {
 	})
 	for _, more := range []bool{true, false} {
 		t.Run(fmt.Sprintf("reader goes away, more packets %v", more), func(t *testing.T) {
-			r, w, err := os.Pipe()
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer r.Close()
-			p := attached(t, "h", func(c *exec.Cmd) { c.Stdout = w }, "icmp")
-			w.Close()
+			p, r := piped(t, "icmp")
 			ping := pings(t, "h", map[bool][]string{true: {"127.0.0.1"}, false: {"-c", "1", "127.0.0.1"}}[more]...)
 			if !more {
 				ping.status()
