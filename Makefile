@@ -88,7 +88,7 @@ test: test-unit test-quick
 
 # What no kernel runs here, and what each leaves to the other.
 QUICK_SKIP = ^TestTruth$$$$/^fresh$$$$|^TestTruthARP$$$$
-QUICK_SKIP.6.12 = $(QUICK_SKIP)|^TestTruth$$$$/^shared$$$$/^rules-matching$$$$|^TestCases$$$$/-tree-container$$$$
+QUICK_SKIP.6.12 = $(QUICK_SKIP)|^TestTruth$$$$/^shared$$$$/^rules-matching$$$$|^TestCases$$$$/(-tree-container$$$$|-named-container$$$$|^(tee-filtered|s9-flowtable|rewritten-tree|equal-priorities)$$$$)
 QUICK_SKIP.6.1 = $(QUICK_SKIP)|^TestCases$$$$/(^s[4-6]|-tree-container$$$$)|^TestTruthEB$$$$
 test-quick:
 	$(MAKE) test-e2e RUN='^(TestCases|TestBadInput|TestTruth.*)$$$$' SKIP='$(QUICK_SKIP)' SKIP.6.12='$(QUICK_SKIP.6.12)' SKIP.6.1='$(QUICK_SKIP.6.1)' \
