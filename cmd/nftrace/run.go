@@ -86,6 +86,7 @@ type session struct {
 	full     bool   // --count packets were printed
 	untraced string // see sayUntraced
 	probes   string // see sayProbes
+	nextHops bool   // see sayNextHops
 }
 
 // records is where records come from: see trace.Tracer.
@@ -169,6 +170,7 @@ func traceAll(ctx, now context.Context, c *config, say *speaker, stdin io.Reader
 	s.prefetch()
 	say.detail("attached in %v", time.Since(start).Round(time.Millisecond))
 	s.sayUntraced()
+	s.sayNextHops()
 	s.sayProbes()
 	s.sayWaiting()
 	if c.readyFile != "" {
@@ -343,6 +345,7 @@ func (s *session) attachModules() error {
 		s.say.say("modules %s were loaded: what they do is traced from now on", strings.Join(attached, ", "))
 	}
 	s.sayUntraced()
+	s.sayNextHops()
 	s.sayProbes()
 	if len(attached) > 0 {
 		s.prefetch()

@@ -3,6 +3,7 @@ package trace
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/btf"
@@ -70,6 +71,19 @@ func flowLayout(spec *btf.Spec) (l bpf.NftraceFlowLayout, err error) {
 	return l, errors.Join(err1, err2, err3, err4, err5)
 }
 
+// HashesFlows tells whether the kernel, now that nf_tables tells of its rules, computes the flow hash of each
+// packet that comes to one of its chains and has none yet (net/netfilter/nf_tables_trace.c:nft_trace_init; older
+// ones do not). Kernels whose modules have no type information are too old for it.
+func (t *Tracer) HashesFlows() bool { return t.hashes }
+
+func hashesFlows(spec *btf.Spec) (bool, error) {
+	var info *btf.Struct
+	if err := spec.TypeByName("nft_traceinfo", &info); err != nil {
+		return false, fmt.Errorf("type information of module %s: %w", nftModule, err)
+	}
+	return slices.ContainsFunc(info.Members, func(m btf.Member) bool { return m.Name == "skbid" }), nil
+}
+
 // NFTIdle tells whether nobody changes nf_tables in the network namespace that the calling
 // thread is in. It is not known (false) where the kernel's lock cannot be read.
 func (t *Tracer) NFTIdle() (bool, error) {
@@ -130,6 +144,9 @@ func (t *Tracer) startNFT(types *btf.Cache, programs map[string]*ebpf.Program, p
 	}
 	flow, err := flowLayout(spec)
 	if err != nil {
+		return err
+	}
+	if t.hashes, err = hashesFlows(spec); err != nil {
 		return err
 	}
 	if err := t.setVars(map[string]any{

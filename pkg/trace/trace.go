@@ -139,6 +139,7 @@ type Tracer struct {
 	untraced []untraced // see Untraced
 	byHand   bool       // see unknown
 	logsAE   bool
+	hashes   bool // see HashesFlows
 	modules  *modules
 
 	options Options

@@ -420,3 +420,59 @@ func fileExists(path string) bool {
 	_, err := os.Stat(path)
 	return err == nil
 }
+
+// The one thing that nftrace can change, on a router that chooses next hops by a packet's flow hash: where flows
+// move, and there alone, nftrace says that they may.
+func TestNextHops(t *testing.T) {
+	needNftrace(t)
+	const up = `ip netns add sender; ip netns add router
+ip -n sender link add eth0 type veth peer name eth0 netns router
+ip -n sender addr add 10.1.0.1/24 dev eth0; ip -n sender link set eth0 up; ip -n sender route add default via 10.1.0.2
+ip -n router addr add 10.1.0.2/24 dev eth0; ip -n router link set eth0 up
+for i in 1 2; do
+	ip -n router link add d$i type dummy; ip -n router addr add 10.2.$i.1/24 dev d$i; ip -n router link set d$i up
+	ip -n router neigh add 10.2.$i.2 lladdr 02:00:00:00:00:0$i dev d$i nud permanent
+done
+ip -n router route add 10.9.0.0/16 nexthop via 10.2.1.2 dev d1 nexthop via 10.2.2.2 dev d2
+ip netns exec router sysctl -qw net.ipv4.ip_forward=1 net.ipv4.fib_multipath_hash_policy=1
+`
+	t.Cleanup(func() { sh(t, "ip netns del sender; ip netns del router") })
+	sh(t, up)
+	const rules = `table ip t {
+	set first { type inet_service; flags dynamic; size 997; }
+	chain prerouting { type filter hook prerouting priority 0; counter; }
+	chain postrouting { type filter hook postrouting priority 0; oifname d1 add @first { udp sport }; }
+}
+`
+	if err := topo.Load(t.Context(), "router", "nft", rules); err != nil {
+		t.Fatal(err)
+	}
+	// flows are those of 97 that take the first next hop.
+	flows := func() string {
+		t.Helper()
+		sh(t, "ip netns exec router nft flush set ip t first; ip netns exec sender traffic raw -proto udp -n 97 10.9.1.1:9")
+		list, err := exec.Command("ip", "netns", "exec", "router", "nft", "list", "set", "ip", "t", "first").Output()
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, elements, _ := strings.Cut(string(list), "elements = {")
+		ports := strings.FieldsFunc(elements, func(r rune) bool { return r < '0' || r > '9' })
+		slices.Sort(ports)
+		return strings.Join(ports, " ")
+	}
+	before := flows()
+	if n := len(strings.Fields(before)); n < 13 || n > 97-13 {
+		t.Fatalf("%d of 97 flows take the first next hop", n)
+	}
+	p := attached(t, "", nil, "icmp")
+	moved := flows() != before
+	p.signal(syscall.SIGINT)
+	p.want(0)
+	const warning = "nftrace: in namespace router fib_multipath_hash_policy is 1: of routes with several next hops, flows that are forwarded may take another one while nftrace runs (README, Limits)\n"
+	if said := strings.Contains(p.stderr.String(), warning); said != moved {
+		t.Errorf("flows moved: %v; nftrace says %s", moved, p.stderr.String())
+	}
+	if after := flows(); after != before {
+		t.Errorf("flows by the first next hop before nftrace ran: %s\nand since: %s", before, after)
+	}
+}
