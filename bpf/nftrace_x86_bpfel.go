@@ -111,6 +111,7 @@ type NftraceFrame struct {
 	Morphed      uint32
 	Refused      uint32
 	HadSp        uint64
+	HadTask      uint64
 	First        uint32
 	Blocks       uint32
 	Fresh        uint32

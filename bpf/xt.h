@@ -281,12 +281,12 @@ struct frame_table {
 	u32 slot; /* in kept */
 };
 
-#define FRAME_OPENS (~0ULL)
+#define FRAME_NOBODYS (~0ULL)
 
 /* A call of nf_hook_slow for a followed packet, or of what is left of it behind a queue. */
 struct frame {
-	u64 sp;	  /* where in the stack the call is; 0: free */
-	u64 task; /* whose stack; 0: a softirq's; FRAME_OPENS: nobody's yet */
+	u64 sp; /* where in the stack the call is; 0: free */
+	u64 task; /* whose stack; 0: a softirq's; FRAME_NOBODYS: it opens or ends */
 	u64 skb;
 	u64 jid;
 	u64 net;   /* struct net * */
@@ -299,7 +299,8 @@ struct frame {
 	u32 split;   /* number of parts that nf_nat_manip_pkt has ended */
 	u32 morphed; /* its packet is another one now than the tables saw */
 	u32 refused; /* by a queue, and told until then: the packet may go on */
-	u64 had_sp;  /* sp, before it was to be queued */
+	u64 had_sp;  /* sp and task, before it was to be queued */
+	u64 had_task;
 	u32 first; /* its record has the packet, as has the first one of its journey */
 	u32 blocks; /* used of its snapshot */
 	u32 fresh;  /* one of its tables was met for the first time */
@@ -1077,8 +1078,11 @@ static __noinline int frame_end(struct where *w, u32 n, struct sk_buff *skb,
 	struct cpu *c;
 	u64 key;
 
-	if (!f || !f->sp)
+	if (!f || !f->sp || f->task == FRAME_NOBODYS)
 		return 0;
+	/* Another CPU may come to end it, too: the one where its packet turns up, or its stack's. */
+	f->had_task = f->task;
+	*(volatile u64 *)&f->task = FRAME_NOBODYS;
 	if (f->rec.ntables && f->cpu != w->cpu) {
 		c = bpf_map_lookup_elem(&cpus, &f->cpu);
 		if (c && c->running == n)
@@ -1088,7 +1092,7 @@ static __noinline int frame_end(struct where *w, u32 n, struct sk_buff *skb,
 	 * Of a task that came here unseen nobody knows. But a packet may leave its hook, wait for
 	 * an answer of ARP, and be let go by another CPU.
 	 */
-	if (nft_stats[0] && f->task && f->task == w->task &&
+	if (nft_stats[0] && f->had_task && f->had_task == w->task &&
 	    f->percpu != w->percpu)
 		f->rec.hdr.flags |= REC_F_NFTMISSED;
 	key = f->skb;
@@ -1101,7 +1105,7 @@ static __noinline int frame_end(struct where *w, u32 n, struct sk_buff *skb,
 		if (!f->refused || frame_went_on(f))
 			frame_send(w, n, j, skb);
 	}
-	if (f->task)
+	if (f->had_task)
 		__sync_fetch_and_add(&open_task_frames, -1);
 	f->sp = 0;
 	__sync_fetch_and_add(&open_frames, -1);
@@ -1542,7 +1546,7 @@ frame_open(struct where *w, u64 sp, struct sk_buff *skb,
 		return;
 	}
 	/* Nobody's, but taken, until it is whole: a softirq may come and look for frames. */
-	*(volatile u64 *)&f->task = FRAME_OPENS;
+	*(volatile u64 *)&f->task = FRAME_NOBODYS;
 	*(volatile u64 *)&f->sp = sp;
 	f->skb = (u64)skb;
 	f->jid = j->id;
@@ -1670,7 +1674,7 @@ static __always_inline void frame_refused(struct sk_buff *skb,
 		j->seq++; /* a hole in the path */
 		return;
 	}
-	*(volatile u64 *)&f->sp = f->had_sp;
+	*(volatile u64 *)&f->sp = f->had_sp; /* nobody's still */
 	f->refused = 1;
 	f->split = 0;
 	f->morphed = 0;
@@ -1678,6 +1682,7 @@ static __always_inline void frame_refused(struct sk_buff *skb,
 	f->nft_changed = 0;
 	frame_new_part(f);
 	read_pkt(&f->rec.before, skb, (void *)f->net);
+	*(volatile u64 *)&f->task = f->had_task;
 	frame_counted(&w, f, n, j);
 }
 
