@@ -4,14 +4,18 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"runtime/debug"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/spf13/pflag"
 
 	"github.com/nftrace/nftrace/pkg/filter"
+	"github.com/nftrace/nftrace/pkg/symbolize"
 	"github.com/nftrace/nftrace/pkg/trace"
 )
 
@@ -161,10 +165,29 @@ func parseFlags(args []string, stdout io.Writer) (*config, error) {
 		}
 		var err error
 		if c.expr, err = filter.Parse(expr); err != nil {
+			if name := interfaceIn(expr); name != "" {
+				err = fmt.Errorf("filter: %q is an interface: packets that use it are asked for with -i %s", name, name)
+			}
 			return nil, usageError{err}
 		}
 	}
+	for _, spec := range c.netns {
+		if err := symbolize.CheckNetns(spec); err != nil {
+			return nil, usageError{fmt.Errorf("--netns %w", err)}
+		}
+	}
 	return &c, nil
+}
+
+// interfaceIn returns the first word of a filter that is the name of an interface here, "" if there is none.
+func interfaceIn(expr string) string {
+	all, _ := net.Interfaces() // without them there is no hint
+	for _, word := range strings.FieldsFunc(expr, func(r rune) bool { return unicode.IsSpace(r) || strings.ContainsRune("()!&|", r) }) {
+		if slices.ContainsFunc(all, func(i net.Interface) bool { return i.Name == word }) {
+			return word
+		}
+	}
+	return ""
 }
 
 // countValue is a number of packets.

@@ -221,18 +221,18 @@ func (s *System) ResolveNetns(spec string) (*Namespace, error) {
 	case spec == "":
 		return nil, errors.New("empty network namespace: give NAME, PATH or pid:N")
 	case strings.HasPrefix(spec, "pid:"):
-		pid, err := strconv.ParseUint(spec[4:], 10, 31)
-		if err != nil || pid == 0 {
-			return nil, fmt.Errorf("%q: pid:N wants a process number", spec)
+		pid, err := netnsNumber(spec)
+		if err != nil {
+			return nil, err
 		}
 		path = filepath.Join(s.Proc, strconv.FormatUint(pid, 10), "ns/net")
 		if _, err := s.inode(path); errors.Is(err, os.ErrNotExist) {
 			return nil, fmt.Errorf("%w: no process %d", ErrNoNamespace, pid)
 		}
 	case strings.HasPrefix(spec, "net:[") && strings.HasSuffix(spec, "]"):
-		i, err := strconv.ParseUint(spec[5:len(spec)-1], 10, 32)
+		i, err := netnsNumber(spec)
 		if err != nil {
-			return nil, fmt.Errorf("%q: net:[N] wants an inode number", spec)
+			return nil, err
 		}
 		return s.NamespaceByInode(uint32(i))
 	case strings.ContainsRune(spec, '/'):
@@ -251,6 +251,26 @@ func (s *System) ResolveNetns(spec string) (*Namespace, error) {
 		return nil, err
 	}
 	return s.namespace(inum, path), nil
+}
+
+// CheckNetns tells what is wrong with a name that ResolveNetns can never find.
+func CheckNetns(spec string) error {
+	_, err := netnsNumber(spec)
+	return err
+}
+
+// netnsNumber is N of pid:N and net:[N], 0 for other names.
+func netnsNumber(spec string) (n uint64, err error) {
+	if pid, ok := strings.CutPrefix(spec, "pid:"); ok {
+		if n, err = strconv.ParseUint(pid, 10, 31); err != nil || n == 0 {
+			return 0, fmt.Errorf("%q: pid:N wants a process number", spec)
+		}
+	} else if strings.HasPrefix(spec, "net:[") && strings.HasSuffix(spec, "]") {
+		if n, err = strconv.ParseUint(spec[5:len(spec)-1], 10, 32); err != nil {
+			return 0, fmt.Errorf("%q: net:[N] wants an inode number", spec)
+		}
+	}
+	return n, nil
 }
 
 // open opens the namespace, along another path where the first one is gone
