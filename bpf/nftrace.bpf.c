@@ -313,6 +313,27 @@ int BPF_ENTRY(skb_release, struct sk_buff *skb)
 }
 
 /*
+ * Its death in GRO, which has put its data to another packet and takes what is left for the next
+ * one: net/core/skbuff.c, in older kernels dev.c. A hook that it is in still has not been seen to
+ * end, and nobody knows what is of it: a hole in the path.
+ */
+SEC(ENTRY "napi_skb_free_stolen_head")
+int BPF_ENTRY(skb_merged, struct sk_buff *skb)
+{
+	struct journey *j = journey_of(skb);
+	struct rec_hdr h;
+
+	if (!j || met_no_hook(skb, j))
+		return 0;
+	j->seq += nonzero(j->frame);
+	rec_begin(&h, REC_END, j, NULL, bpf_ktime_get_ns(),
+		  bpf_get_smp_processor_id());
+	journey_forget(skb, j);
+	rec_send(&h, sizeof(h));
+	return 0;
+}
+
+/*
  * nf_hook_slow itself drops a packet that a hook's verdict condemns. The journey ends here, and
  * not only at the release that comes next: the kernel may skip one of the two, but hardly both.
  */

@@ -605,6 +605,7 @@ const (
 	NftraceProgReinject        = "reinject"
 	NftraceProgSchedSwitch     = "sched_switch"
 	NftraceProgSkbDrop         = "skb_drop"
+	NftraceProgSkbMerged       = "skb_merged"
 	NftraceProgSkbMorph        = "skb_morph"
 	NftraceProgSkbRelease      = "skb_release"
 	NftraceProgSoftirqExit     = "softirq_exit"
@@ -762,6 +763,7 @@ type NftraceProgramSpecs struct {
 	Reinject      *ebpf.ProgramSpec `ebpf:"reinject"`
 	SchedSwitch   *ebpf.ProgramSpec `ebpf:"sched_switch"`
 	SkbDrop       *ebpf.ProgramSpec `ebpf:"skb_drop"`
+	SkbMerged     *ebpf.ProgramSpec `ebpf:"skb_merged"`
 	SkbMorph      *ebpf.ProgramSpec `ebpf:"skb_morph"`
 	SkbRelease    *ebpf.ProgramSpec `ebpf:"skb_release"`
 	SoftirqExit   *ebpf.ProgramSpec `ebpf:"softirq_exit"`
@@ -1070,6 +1072,7 @@ type NftracePrograms struct {
 	Reinject      *ebpf.Program `ebpf:"reinject"`
 	SchedSwitch   *ebpf.Program `ebpf:"sched_switch"`
 	SkbDrop       *ebpf.Program `ebpf:"skb_drop"`
+	SkbMerged     *ebpf.Program `ebpf:"skb_merged"`
 	SkbMorph      *ebpf.Program `ebpf:"skb_morph"`
 	SkbRelease    *ebpf.Program `ebpf:"skb_release"`
 	SoftirqExit   *ebpf.Program `ebpf:"softirq_exit"`
@@ -1121,6 +1124,7 @@ func (p *NftracePrograms) Close() error {
 		p.Reinject,
 		p.SchedSwitch,
 		p.SkbDrop,
+		p.SkbMerged,
 		p.SkbMorph,
 		p.SkbRelease,
 		p.SoftirqExit,

@@ -87,6 +87,7 @@ const (
 	NftraceKprobeProgReinject          = "reinject"
 	NftraceKprobeProgSchedSwitch       = "sched_switch"
 	NftraceKprobeProgSkbDrop           = "skb_drop"
+	NftraceKprobeProgSkbMerged         = "skb_merged"
 	NftraceKprobeProgSkbMorph          = "skb_morph"
 	NftraceKprobeProgSkbRelease        = "skb_release"
 	NftraceKprobeProgSoftirqExit       = "softirq_exit"
@@ -250,6 +251,7 @@ type NftraceKprobeProgramSpecs struct {
 	Reinject          *ebpf.ProgramSpec `ebpf:"reinject"`
 	SchedSwitch       *ebpf.ProgramSpec `ebpf:"sched_switch"`
 	SkbDrop           *ebpf.ProgramSpec `ebpf:"skb_drop"`
+	SkbMerged         *ebpf.ProgramSpec `ebpf:"skb_merged"`
 	SkbMorph          *ebpf.ProgramSpec `ebpf:"skb_morph"`
 	SkbRelease        *ebpf.ProgramSpec `ebpf:"skb_release"`
 	SoftirqExit       *ebpf.ProgramSpec `ebpf:"softirq_exit"`
@@ -564,6 +566,7 @@ type NftraceKprobePrograms struct {
 	Reinject          *ebpf.Program `ebpf:"reinject"`
 	SchedSwitch       *ebpf.Program `ebpf:"sched_switch"`
 	SkbDrop           *ebpf.Program `ebpf:"skb_drop"`
+	SkbMerged         *ebpf.Program `ebpf:"skb_merged"`
 	SkbMorph          *ebpf.Program `ebpf:"skb_morph"`
 	SkbRelease        *ebpf.Program `ebpf:"skb_release"`
 	SoftirqExit       *ebpf.Program `ebpf:"softirq_exit"`
@@ -621,6 +624,7 @@ func (p *NftraceKprobePrograms) Close() error {
 		p.Reinject,
 		p.SchedSwitch,
 		p.SkbDrop,
+		p.SkbMerged,
 		p.SkbMorph,
 		p.SkbRelease,
 		p.SoftirqExit,

@@ -100,6 +100,8 @@ var groups = []group{
 		bpf.NftraceProgEbtSet, bpf.NftraceProgEbtSetOver, bpf.NftraceProgEbtList,
 	}, choose: ebtProgram, optional: true, typed: true, untraced: "legacy tables of ebtables are not traced"},
 	{programs: []string{bpf.NftraceProgDeliverIp6}, present: hasIPv6},
+	// A kernel that has it in its own file may have made it a part of who calls it.
+	{programs: []string{bpf.NftraceProgSkbMerged}, optional: true},
 	{programs: []string{
 		bpf.NftraceProgSkbRelease, bpf.NftraceProgSkbMorph, bpf.NftraceProgSkbDrop, bpf.NftraceProgDefragIp,
 		bpf.NftraceProgDevXmit, bpf.NftraceProgDeliverIp,

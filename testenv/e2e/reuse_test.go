@@ -3,9 +3,15 @@ package e2e
 import (
 	"encoding/binary"
 	"fmt"
+	"net"
+	"os"
+	"path/filepath"
 	"syscall"
 	"testing"
 
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 
 	"github.com/nftrace/nftrace/testenv/topo"
@@ -87,6 +93,63 @@ func TestReceivedBehindSent(t *testing.T) {
 	p.want(0)
 	if got := len(objects(t, p.stdout.String(), false)); got != n || p.summary() != n {
 		t.Errorf("%d packets, want %d: %s", got, n, p.stderr.String())
+	}
+}
+
+// GRO puts received packets together, and frees those of which the data is another one's now by
+// itself: the next packet at the same address in memory is another one.
+func TestMergedByGRO(t *testing.T) {
+	needNftrace(t)
+	up(t, "bare")
+	shell(t.Context(), t, t.TempDir(), "setup", nil, truthSetup+"ip netns exec c1 ethtool -K eth0 gro on\n")
+	// A program for XDP has h receive packets whose memory GRO, in c1, can take.
+	pass, err := ebpf.NewProgram(&ebpf.ProgramSpec{Type: ebpf.XDP, License: "GPL", Instructions: asm.Instructions{
+		asm.Mov.Imm(asm.R0, 2), asm.Return(), // XDP_PASS
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pass.Close()
+	for _, ns := range []string{"h", "c1"} {
+		if err := topo.Within(ns, func() error {
+			eth0, err := net.InterfaceByName("eth0")
+			if err != nil {
+				return err
+			}
+			l, err := link.AttachXDP(link.XDPOptions{Program: pass, Interface: eth0.Index, Flags: link.XDPDriverMode})
+			if err == nil {
+				t.Cleanup(func() { l.Close() })
+			}
+			return err
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p := attached(t, "h", nil, "--format", "json", "--netns", "h", "tcp dst port 80")
+	script := filepath.Join(t.TempDir(), "traffic")
+	if err := os.WriteFile(script, []byte("serve c1 tcp-serve :80\next tcp-get -n 31 -size 3000 172.17.0.2:80\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	sh(t, "traffic script "+script)
+	p.signal(syscall.SIGINT)
+	p.want(0)
+	list := objects(t, p.stdout.String(), false)
+	left := 0
+	for _, o := range list {
+		n := 0
+		for _, s := range o["steps"].([]any) {
+			step := s.(map[string]any)
+			if out, ok := step["out"].(map[string]any); ok && step["kind"] == "xmit" && out["name"] == "vethc1" {
+				n++
+			}
+		}
+		if n > 1 {
+			t.Errorf("a packet went out of vethc1 %d times: %v", n, o["packet"].(map[string]any)["summary"])
+		}
+		left += n
+	}
+	if left < 31*3 {
+		t.Errorf("%d packets went out of vethc1, want those of 31 times 3,000 bytes", left)
 	}
 }
 
